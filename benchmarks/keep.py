@@ -179,8 +179,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(
         row(
-            "workload", "kept", "plain step, ms", "forward without gradients, to plain", "step, to plain", "step, to hooks",
-            "step with the values in the loss, to hooks", "saved: plain, MB", "`keep=`", "hooks",
+            "workload", "kept values", "step of plain, ms", "forward without gradients, `keep=` / plain", "step, `keep=` / plain",
+            "step, `keep=` / hooks", "step with the values in the loss, `keep=` / hooks",
+            "saved by plain, MB", "saved by `keep=`, MB", "saved by hooks, MB",
         )
     )  # fmt: skip
     print(row(*["---"] * 10))

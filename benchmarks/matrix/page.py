@@ -13,41 +13,45 @@ Row = Mapping[str, Any]
 HEAD = """# Versions of torch and Python
 
 The goal is to support every minor release of torch of the last twelve months, and at least the last five, on CPython 3.11 to 3.13. \
-The package requires torch 2.10 or newer. `make matrix` tests pairs of a Python and a torch, each in its own environment. The table \
-at the end of this page has a row for each pair that was run.
+The package requires torch 2.10 or newer. `make matrix` tests pairs of a Python and a torch, each in its own environment. The last \
+table of this page has a row for each pair that was run. First, what older releases of torch lack:
 
-| what a torch lacks | what graphreg does |
+| what torch lacks | what graphreg does |
 |---|---|
 | up to 2.11: torch.compile does not show what a compiled call returns | `graphreg.backend(penalties="attach")` with a penalty is refused. \
 Use `penalties="return"`, or `graphreg.regularize` |
-| up to 2.11: torch.compile traces neither a loop over the attributes of an object nor a copy of one | with `fullgraph=True`, an error for \
-an object among the arguments of a model that `regularize_` has changed, and for a dataclass or a subclass of dict within an output with \
-`penalties="attach"`. Without `fullgraph=True`, such calls run in eager |
+| up to 2.11: torch.compile traces neither a loop over the attributes of an object nor a copy of one | with `fullgraph=True`, two kinds of \
+calls raise an error: a call with an object among its arguments, if `regularize_` has regularized the model; and a call with a dataclass \
+or a subclass of dict nested in its output, if penalties are attached. Without `fullgraph=True`, such calls run in eager |
 | up to 2.11: torch does not differentiate twice through a DTensor; the gradient of a gradient is missing, without an error | nothing: \
 with `create_graph=True`, the gradient of a penalty on a DTensor has no gradient either |
 | 2.10 on Python 3.13.0: torch.compile does not notice that an attribute has changed, such as a module's mode (also without graphreg) | \
 a warning at the first use. Take Python 3.13.1 or newer |
 | 2.10 on Python 3.13: code that torch.compile traces formats `{{value!r}}` as `{{value}}` | names in some errors have no quotes |
-| 2.10: Dynamo does not record which code it leaves to eager | the error for a call without a graph does not name the code. \
-`TORCH_LOGS=graph_breaks` does |
+| 2.10: Dynamo does not record which code it leaves to eager | if Dynamo captures no graph in a call, `graphreg.backend` raises an error, \
+which does not name the code that ran in eager. Set `TORCH_LOGS=graph_breaks` to see it |
+
+The columns of the last table:
 
 | column | meaning |
 |---|---|
-| passed, failed, skipped | the number of tests of `make test` and `make test-rest`. A test of something that this torch lacks is \
-skipped; the reasons are below the table |
-| models | how many of {models} models of torchvision, timm, transformers and torch have sites with the same names and roles as with most \
-other pairs |
-| known answers | in how many ways of running a module seed 0 gives the noise that every release must draw: {ways} |
+| passed, failed, skipped | the number of tests of `make test` and `make test-rest`. A test of something that this torch lacks is skipped; \
+the reasons are below the table. The pairs were run at different commits, between which the number of tests changed, so the numbers of two \
+rows cannot be compared |
+| models | a *site* is a value or a parameter with a name. The column says how many of {models} models of torchvision, timm, transformers \
+and torch have sites with the same names and roles as with most other pairs |
+| known answers | a module with seed 0 runs in several ways. The column says in how many of them it draws the noise that every release \
+must draw: {ways} |
 
 `make matrix ONLY="3.13 2.15"` runs one pair and keeps the rows of the others. `3.13` or `2.15` alone means all pairs with that version; \
 separate several by commas. To continue a run that was stopped, give the same command again; `make matrix ARGS=--fresh` starts over. PyPI \
 has torch for Linux as a CUDA build, which is 3 GB to download and 7 GB on disk. Only one environment exists at a time, and nothing runs \
 on a GPU.
 
-With any other torch, run `python -m graphreg doctor --torch`, or `graphreg.doctor()` in Python. It tests each part of graphreg on a tiny \
-example, in a separate process; this takes about ten seconds. In a checkout, `pytest tests/torch_internals` tests each private part of \
-torch that graphreg uses. With a torch newer than all tested ones, the first trace warns, once. \
-`warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences the warning.
+To find out whether graphreg works with another torch, run `python -m graphreg doctor --torch`, or `graphreg.doctor()` in Python. It tests \
+each part of graphreg on a tiny example, in a separate process; this takes about ten seconds. In a checkout, `pytest \
+tests/torch_internals` tests each private part of torch that graphreg uses. If the torch is newer than all tested ones, the first trace \
+gives an `UntestedTorchWarning`. `warnings.filterwarnings("ignore", category=graphreg.UntestedTorchWarning)` silences it.
 """
 
 

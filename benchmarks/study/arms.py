@@ -137,10 +137,10 @@ _ALL = (
 ARMS = {arm.name: arm for arm in _ALL}
 PLACES = {  # the arms that tell places of dropout apart: at how many values of the network it acts, and at which
     "resnet: dropout, all hidden": (17, "all hidden values"),
-    "resnet: dropout, unmarked": (1, "the unmarked: the classifier's input"),
+    "resnet: dropout, unmarked": (1, "values without a mark: the classifier's input"),
     "wide: dropout, all hidden": (17, "all hidden values"),
-    "wide: dropout, unmarked": (9, "the unmarked: the input of each branch's second convolution, and the classifier's"),
+    "wide: dropout, unmarked": (9, "values without a mark: the input of the second convolution of each branch, and the classifier's input"),
     "wide: dropout, classifier": (1, "the classifier's input"),
-    "deep: dropout, all hidden": (33, "all hidden values; none has a mark"),
+    "deep: dropout, all hidden": (33, "all hidden values, none of which has a mark"),
     "deep: dropout, classifier": (1, "the classifier's input"),
 }

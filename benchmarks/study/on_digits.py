@@ -150,8 +150,8 @@ def resnet(keywords: Mapping[str, Any], seed: int, steps: int = 150) -> Outcome:
 
 
 def wide(keywords: Mapping[str, Any], seed: int, steps: int = 150) -> Outcome:
-    """The same with the blocks of Wide ResNets (twice batch norm, ReLU, convolution; then the sum), and a batch norm and a ReLU behind the
-    last; 200 images, 150 steps of 50, Adam from 3e-3."""
+    """As resnet, but with the blocks of Wide ResNets (batch norm, ReLU, convolution, batch norm, ReLU, convolution, sum), and with a batch
+    norm and a ReLU after the last block; 200 images, 150 steps of 50, Adam from 3e-3."""
     return residual(keywords, seed, steps, PreNorm)
 
 

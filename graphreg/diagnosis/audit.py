@@ -97,13 +97,12 @@ class Audit:
 def audit(
     model: nn.Module | Traced, example_inputs: Any = None, *, optimizer: torch.optim.Optimizer | None = None, front_end: FrontEnd = "auto"
 ) -> Audit:
-    """Look over a model's own dropout, and over an optimizer's weight decay.
+    """Look for mistakes in a model's own dropout, and in an optimizer's weight decay.
 
-    A remark is made on dropout that acts in eval mode, never acts, drops everything, has rate 0,
-    feeds a batch norm, lies on a residual trunk with others, or follows another dropout of the
-    same value. A remark is made on weight
-    decay of biases, of the parameters of norms, and of other parameters with fewer than two dims.
-    The model is not changed.
+    There are remarks on dropouts that act in eval mode, never act, drop everything, have rate 0, or
+    feed a batch norm; on several dropouts on one residual trunk; and on values that are dropped more
+    than once. With ``optimizer``, there is a remark if the optimizer decays biases, the parameters of
+    norms, or other parameters with fewer than two dims. The model is not changed.
 
     Args:
         model: The model, or a trace of it.

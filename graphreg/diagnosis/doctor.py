@@ -32,13 +32,13 @@ def doctor(
     backend: InnerBackend = "inductor",
     progress: bool | None = None,
 ) -> Diagnosis:
-    """Test under torch's present settings whether backward has the masks of the forward, and compiled code the masks of eager.
+    """Test whether, under torch's current settings, masks are the same in backward as in the forward, and in compiled code as in eager.
 
-    ``doctor`` compiles tiny functions and compares their masks. One function draws from graphreg's streams. The other functions draw from
-    torch's generator, one for each kind of random operation for which the model still uses this generator. If a mask is wrong, ``doctor``
-    looks for the settings of torch that are not at their defaults, repeats the test with these at their defaults, and blames the settings
-    whose defaults cure the fault. The process caches the measurements for each combination of settings. The module, its gradients, the
-    generators, the settings and all compiled code stay as they are.
+    ``doctor`` compiles tiny functions and compares their masks. One function draws as graphreg's regularizers do. The other functions draw
+    from torch's random generator: one function for each kind of random operation, such as dropout, that the model itself still draws from
+    this generator. If a mask is wrong, ``doctor`` finds the settings of torch that are not at their defaults, repeats the test with these
+    at their defaults, and names the settings whose defaults cure the fault. The process caches the measurements for each combination of
+    settings. The module, its gradients, the generators, the settings and all compiled code stay as they are.
 
     Without a module, ``doctor`` tests in a separate process which parts of graphreg work with the installed torch.
 
@@ -55,7 +55,7 @@ def doctor(
 
     Raises:
         GraphRegError: graphreg did not rewrite the module, the step runs no backward pass, or the backward pass calls the module again
-            without torch.compile and outside of a block of ``frozen_noise``.
+            without torch.compile and outside of ``with frozen_noise(...)``.
         RegularizerError: The value of ``step``, ``backend`` or ``progress`` is not allowed.
     """
     _check(step, backend, progress)

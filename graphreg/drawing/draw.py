@@ -105,15 +105,15 @@ def draw(
         path: The file; its extension is ``.svg``, ``.png``, ``.dot`` or ``.html``. On an HTML page,
             a click unfolds a module. None returns a ``Drawing``, which a notebook shows as such a
             page.
-        plan: With a model or a trace: draw it as if this plan were applied.
-        example_inputs: With a model: example inputs, as in ``trace``. Without them, those that
-            ``names`` uses.
+        plan: Only if ``module`` is a model or a trace: draw it as if this plan were applied.
+        example_inputs: Only if ``module`` is a model: example inputs, as in ``trace``. Without them,
+            those that ``names`` uses.
         level: Fold each module at this depth into one node. A whole number, 1 or more; None unfolds
             one depth after the other, as long as at most 60 nodes are visible, and leaves repeated
             blocks folded.
         mode: Which forward to draw, ``"train"`` or ``"eval"``, if the two differ.
-        against: Another plan or rewritten module for the same model. The drawing shows what it has
-            more, less and otherwise.
+        against: Another plan or rewritten module for the same model. The drawing marks what
+            ``module`` has in addition to ``against``, what it lacks, and what differs.
         values: For a page: a file that ``monitor(..., file=...)`` has written. The page shows the
             values on the drawing.
 
@@ -123,7 +123,7 @@ def draw(
     Raises:
         GraphRegError: The extension is unknown, the file cannot be written, a package that the
             format needs is not installed, an option is not allowed, what was given has no graph, or
-            an ``.svg`` or ``.png`` could not be read on a screen.
+            an ``.svg`` or ``.png`` would be too large to read on a screen.
     """
     check_level(level)
     file = None if path is None else _file(path, tuple(FORMATS))

@@ -33,15 +33,16 @@ def to_networkx(
 ) -> nx.DiGraph[str]:
     """Convert a model, a trace, a plan or a rewritten module to a ``networkx.DiGraph``.
 
-    A node's key is the name of its site; for a node that is no site, it is ``$`` and the name of
-    the torch.fx node. docs/drawing.md lists the attributes.
+    A node's key is the name of its site, which is a value or a parameter with a name. A node that
+    is not a site has ``$`` and the name of the torch.fx node as its key.
+    docs/drawing.md lists the attributes of nodes and edges.
 
     Args:
         module: What to convert.
         level: Fold each module at this depth into one node. A whole number, 1 or more; None folds
             nothing.
-        plan: With a model or a trace: convert it as if this plan were applied.
-        example_inputs: With a model: example inputs, as in ``trace``.
+        plan: Only if ``module`` is a model or a trace: convert it as if this plan were applied.
+        example_inputs: Only if ``module`` is a model: example inputs, as in ``trace``.
         mode: Which forward to convert, ``"train"`` or ``"eval"``, if the two differ.
 
     Raises:

@@ -53,7 +53,7 @@ class Effect:
     Attributes:
         name: The name of the regularizer.
         site: The name of the site; ``""`` for all sites together.
-        strength: The present strength.
+        strength: The current strength.
         adds: What the regularizer adds to the loss, on average over the draws: a penalty, its value; a splice, the loss with it minus the
             loss without it.
         pull: The norm of the gradient of what it adds, on average over the draws, divided by the norm of the gradient of the loss without
@@ -125,14 +125,21 @@ def _bar(pull: float) -> str:
 
 
 def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 8, by_site: bool = False, **kwargs: Any) -> Effects:
-    """Measure how strongly each regularizer acts on a loss now, in train mode: what it adds, how it pulls, how much it disturbs.
+    """Measure how strongly each regularizer acts on a loss now, in train mode.
 
-    The model is called many times with the same arguments: for each draw with all regularizers, without any, and once more for each splice
-    and each penalty on values; ``by_site`` does this for each site. Nothing is trained, and no state changes: not parameters, gradients,
-    buffers, modes, strengths, noise or global random generators. Native dropout acts in all passes, and hooks run in each; an open monitor
-    misses them. A module runs without torch.compile; a model that was compiled with a backend runs its compiled graphs. The parameters are
-    copied, and each row keeps a gradient of all of them in memory. On several ranks, each rank measures on its own batch, without an
-    average over ranks.
+    A row has ``adds``, what the regularizer adds to the loss; ``pull``, the norm of the gradient of what it adds, relative to the
+    gradient of the loss; and, for a splice (a regularizer that replaces a value, such as dropout), ``jitter``, how much its gradient
+    varies from draw to draw, and ``output``, how much it changes the model's output. ``Effect`` has the formulas.
+
+    The model is called with the same arguments each time. For each draw, there is a call with all regularizers, a call without any, and a
+    further call for each splice and for each penalty on values; with ``by_site``, for each of their sites. A penalty on parameters takes
+    one call for all draws, and a single splice needs no further call unless ``by_site`` is True.
+
+    Nothing is trained, and no state changes: not parameters, gradients, buffers, modes, strengths, noise or global random generators.
+    The model's own dropout acts in every call, and its hooks run in every call; an open monitor does not record these calls. A rewritten
+    module runs in eager even if it is compiled; a model that was compiled with a backend runs its compiled graphs. ``effect`` needs memory
+    for a copy of the parameters and buffers and, for each row, for one more gradient of all parameters. On several ranks, each rank
+    measures on its own batch, and nothing is averaged over ranks.
 
     Args:
         module: A rewritten module, also compiled or in DistributedDataParallel, a model that is regularized in place, or a model compiled
@@ -140,17 +147,18 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
         loss: A function of the model's output alone, without penalties, that returns the loss, a tensor with one number.
         *args: Positional arguments for a call of the model.
         draws: Over how many draws of the noise to average, 1 or more.
-        by_site: Whether to measure each site by itself. A formula that takes all its sites at once keeps one row.
+        by_site: Whether to measure each site by itself, in a row of its own. A regularizer whose formula takes all its sites at once still
+            gets one row.
         **kwargs: Keyword arguments for the call.
 
     Returns:
-        ``Effects``, a sequence of rows that prints as a table. The ``pull`` of a splice is without the share that the spread of a mean over
-        so few draws has in its norm.
+        ``Effects``, a sequence of rows that prints as a table. For a splice, ``pull`` is corrected for sampling noise: the mean gradient
+        of few draws has too large a norm, and the expected excess is subtracted.
 
     Raises:
         RegularizerError: An option is not allowed, or ``loss`` does not return a finite number that has a gradient.
         GraphRegError: graphreg did not regularize the module, it has no regularizers, or no graph for these arguments yet; its parameters
-            are sharded; or a block of ``frozen_noise``, ``noise_on``, ``noise_off`` or ``penalties_off`` is open.
+            are sharded; or the call is within ``with frozen_noise(...)``, ``noise_on``, ``noise_off`` or ``penalties_off``.
     """
     if not callable(loss):
         raise RegularizerError(f"loss={shown(loss)} is not allowed; give a function of the model's output: effect(module, loss, x).")

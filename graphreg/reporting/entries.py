@@ -38,7 +38,7 @@ def entry(
         name: The regularizer's name.
         regularizer: The regularizer.
         sites: The sites.
-        strength: The present strength.
+        strength: The current strength.
         totals: How many values and parameters of the model can be selected, and how many elements
             these have.
         trained: The parameters that the regularizer's penalty depends on, in two tuples: those that
@@ -91,7 +91,7 @@ def native_dropout_rows(
 ) -> tuple[NativeDropoutRow, ...]:
     """Make the records of native dropouts: first of those that ``own_dropout=`` selected, then of the others.
 
-    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the present rate of
+    ``unmoved``: the others, which still draw from torch's generator. ``rates``: the current rate of
     each native dropout whose rate has a schedule, by the name of its site.
     """
     rows = []

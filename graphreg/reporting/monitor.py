@@ -41,12 +41,13 @@ def monitor(
     """Watch a rewritten module in train mode: its penalties, its scheduled strengths, and statistics of the values at selected sites.
 
     Use the monitor as ``with graphreg.monitor(module) as watched:``, or call its ``close()`` at the end. A monitor changes neither the
-    results of the training nor the keys of ``state_dict``. A monitor does change the graph, so torch.compile compiles the module again once
-    after the block begins, and once after the block ends.
+    results of the training nor the keys of ``state_dict``. A monitor does change the graph, so torch.compile compiles the module again
+    twice: at the first call within the ``with`` statement, and at the first call after it.
 
     The statistics are the mean, the standard deviation (which divides by the number of elements), the share of elements near zero, and the
-    Euclidean norm. They describe the value that the model computes, before any splice at the site. For each splice at the site,
-    ``kept`` is the share of the nonzero elements of the splice's input that are still nonzero in its output.
+    Euclidean norm. They describe the value that the model computes, before a splice (a regularizer that replaces the value, such as
+    dropout) acts at the site. For each splice at the site, ``kept`` is the share of the nonzero elements of the splice's input that are
+    still nonzero in its output.
 
     Args:
         module: The module that ``regularize`` returned, which may be compiled or wrapped.

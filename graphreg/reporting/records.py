@@ -30,7 +30,7 @@ class Entry:
         name: Its name.
         type: The name of its class.
         acts_on: ``"values"`` or ``"parameters"``.
-        strength: Its present weight or rate.
+        strength: Its current weight or rate.
         selector: The strings of its selector; the name of the selector if it is a function.
         options: Its options by name, as text or plain values.
         sites: The names of the sites that it acts at.
@@ -70,7 +70,7 @@ class Act:
         does: ``"replaces"``, ``"measures"``, or ``"measures first"``, that is, before a splice
             replaces the value; ``"changes"`` for a penalty with ``by="prox"``, of which ``prox_``
             changes the parameter.
-        strength: The present weight or rate.
+        strength: The current weight or rate.
         matched: The string of the selector that matched the site.
         gone: Whether a later torch.fx pass removed the node of this action from the graph.
     """
@@ -143,7 +143,7 @@ class NativeDropoutRow:
         acts: ``"mode"`` if it acts only while its module is in train mode; else ``"always"`` or
             ``"never"``.
         becomes: ``"off"``, ``"seeded"`` or ``"seeded at 0.1"`` if ``own_dropout=`` selected it; a
-            rate with a schedule is followed by the present rate. ``"kept"`` if it still draws from
+            rate with a schedule is followed by the current rate. ``"kept"`` if it still draws from
             torch's generator.
         matched: The selector of ``own_dropout=`` that matched it; empty if no selector did.
         why_not: Why it cannot be moved to graphreg's streams; empty if it can be moved.

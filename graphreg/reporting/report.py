@@ -39,12 +39,12 @@ from graphreg.tracing.shape_decisions import decisions
 
 
 def report(module: Regulated | Plan, cost: bool = True) -> Report:
-    """Report where each regularizer acts, its present strength, which parameters its penalty trains, and what it costs.
+    """Report where each regularizer acts, its current strength, which parameters its penalty trains, and what it costs.
 
     Args:
         module: A rewritten module, which may be compiled or wrapped; a model that is regularized in place; a torch.compile backend of
-            graphreg, or a model compiled with such a backend; or a plan, which is applied to copies of its graphs.
-        cost: Whether to measure the cost. The measurement runs the model twice on meta tensors. The report of a backend has no cost.
+            graphreg, or a model compiled with such a backend; or a plan, which is reported as if it were applied.
+        cost: Whether to measure the cost. The measurement runs the model twice on meta tensors. A backend's report leaves the cost out.
 
     Returns:
         A ``Report``, which prints as tables, and has ``text(width)``, ``to_dict()`` and ``to_json()``.

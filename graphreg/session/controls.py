@@ -47,7 +47,7 @@ Regulated = nn.Module | BackendHost | InPlaceHost | Callable[..., Any]  # what t
 
 
 def strengths(module: Regulated) -> dict[str, float]:
-    """Return the present strengths (weights and rates) by regularizer name.
+    """Return the current strengths (weights and rates) by regularizer name.
 
     If a regularizer's strength differs by site, its entry is the strength furthest from 0. If a strength has a schedule, its entry is the
     strength of the next call in train mode. Rates of native dropout that have a schedule have one entry, ``own_dropout``.
@@ -56,7 +56,7 @@ def strengths(module: Regulated) -> dict[str, float]:
 
 
 def site_strengths(module: Regulated) -> dict[str, dict[str, float]]:
-    """Return the present strength of each regularizer at each of its sites: ``{regularizer: {site: strength}}``.
+    """Return the current strength of each regularizer at each of its sites: ``{regularizer: {site: strength}}``.
 
     A regularizer whose formula takes all its sites at once has one strength, which ``strengths`` returns, and no entry here.
     """
@@ -149,7 +149,7 @@ def rng_state(module: Regulated) -> dict[str, Any]:
 
 
 def reset_state(module: Regulated, *names: str) -> None:
-    """Reset the state that regularizers keep, from the present parameters: for ``L2SP``, the point to which it pulls them.
+    """Reset the state that regularizers keep, from the current parameters: for ``L2SP``, the point to which it pulls them.
 
     Call this function after you have loaded a checkpoint into a model that was already regularized.
 

@@ -51,18 +51,21 @@ FORMS: Mapping[Form, str] = {  # the forms in which a copy of the module runs, e
 def verify(model: nn.Module, module: nn.Module, /, *args: Any, example_inputs: Any = None, **kwargs: Any) -> None:
     """Check that a rewritten module computes what its model computes, apart from the regularizers.
 
-    Copies of both are called several times in train and in eval mode, from equal seeds, with splices bypassed and penalties at
-    weight 0. Outputs, buffers, inputs that are written into, and gradients are compared bit for bit. If torch.export traced the model, a
-    difference of 1e-6 of the tensor's largest value is allowed (float16 and bfloat16: four times the epsilon). Gradients may differ by
-    rounding, which ``verify`` recognizes because the difference shrinks with the precision in float64. The model and the module stay
-    unchanged. If the module is compiled, its copies run without torch.compile.
+    Copies of both are called several times in train and in eval mode, from equal seeds. Splices (regularizers that replace a value, such
+    as dropout) are bypassed, and penalties have weight 0. Outputs, buffers, and inputs that the forward writes into must be equal bit for
+    bit. Gradients must be equal except for rounding: if some differ, the calls are repeated in float64 (if a gradient is in float64
+    already, in float32), because rounding makes a much smaller difference there, and a fault does not. If torch.export traced the model,
+    a difference of 1e-6 of the tensor's largest value is allowed everywhere (float16 and bfloat16: four times the epsilon). The model and
+    the module stay unchanged. If the module is compiled, its copies run without torch.compile.
 
     Args:
-        model: The model that ``regularize`` was given. A model that is regularized in place is compared by its own forward.
-        module: What ``regularize`` returned, or a model that is regularized in place.
+        model: The model that ``regularize`` was given. For a model that is regularized in place, give the model itself: its own forward,
+            without regularizers, is compared with its graph.
+        module: What ``regularize`` returned, or the model that is regularized in place.
         *args: Positional arguments for a call of the model.
-        example_inputs: In place of ``args`` and ``kwargs``, the arguments of the call as ``regularize`` takes them: a tensor, a tuple of
-            positional arguments, or a dict of keyword arguments. If the model has an argument of this name, it is that argument.
+        example_inputs: Instead of ``args`` and ``kwargs``, the arguments of the call as ``regularize`` takes them: a tensor, a tuple of
+            positional arguments, or a dict of keyword arguments. If the model's forward has an argument called ``example_inputs``, the
+            value is passed to the model as this argument.
         **kwargs: Keyword arguments for that call.
 
     Raises:

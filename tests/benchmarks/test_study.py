@@ -167,7 +167,7 @@ def test_an_interval_by_hand() -> None:
         ("lower", 0, -2, -0.1, True, ""),
         ("lower", 0, 0.1, 2, False, "the opposite of the claim"),
         ("higher", 1, -0.9, -0.5, True, ""),
-        ("higher", 1, -1.1, 3, False, "a loss of more than 1 is not excluded"),
+        ("higher", 1, -1.1, 3, False, "a loss of 1 point or more is not excluded"),
     ],
 )
 def test_when_a_check_holds(better: str, margin: float, low: float, high: float, holds: bool, sentence: str) -> None:

@@ -26,10 +26,10 @@ CHECKPOINTING = {
     "layers": "the user puts torch's `checkpoint_wrapper` around layers of the rewritten module, before and after each splice",
     "cut out": "torch.fx's `split_module` splits the rewritten module after its random keys; the part with all sites and splices is "
     "checkpointed",
-    "in a bigger model": "the rewritten module is a layer of a bigger model, which checkpoints it, in a block of `frozen_noise`. In "
+    "in a bigger model": "the rewritten module is a layer of a bigger model, which checkpoints it, within `frozen_noise`. In "
     "compiled cells the bigger model is compiled, with the setting `skip_fwd_side_effects_in_bwd_under_checkpoint`, which torch's error "
     "message asks for",
-    "around the whole": "`checkpoint` around the rewritten module, compiled or not, in a block of `frozen_noise`",
+    "around the whole": "`checkpoint` around the rewritten module, compiled or not, within `frozen_noise`",
 }
 BATCHES = {"one size": (3, 3), "two sizes": (3, 5)}  # of two calls
 
