@@ -101,11 +101,15 @@ class CallText:
             if value is not _ABSENT:
                 parts.append(f"{name}={contents_of(value, (), name in self.inputs, seen, self._level if name in self.inputs else 0)}")
         for i in range(len(self.names), len(args)):
-            parts.append(f"*{i}={contents_of(args[i], (), True, seen, self._level)}")
+            parts.append(f"*{i}={self._more(args[i], seen)}")
         for name, value in kwargs.items():
             if name not in self.names:
-                parts.append(f"{name}={contents_of(value, (), True, seen, self._level)}")
+                parts.append(f"{name}={self._more(value, seen)}")
         return ", ".join(parts)
+
+    def _more(self, value: Any, seen: Any) -> str:
+        """Return the text of what ``*args`` or ``**kwargs`` takes. A number there is no input of the graph, and counts by its value."""
+        return contents_of(value, (), True, seen, self._level if isinstance(value, (Tensor, TensorKind)) else 1)
 
     def quick_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return a short description of a call, which says all of its structure if ``is_quick`` is True."""
@@ -187,11 +191,13 @@ class CallText:
                 continue
             value = given[str(name)]
             if name in self.inputs or name in also or name not in self.defaults:
-                parts.append(f"{name}={_shown(value, self.loose and (name in self.inputs or name not in self.defaults), numbers)}")
+                loose = self.loose and (name in self.inputs or name not in self.defaults)
+                parts.append(f"{name}={_shown(value, loose, numbers, name in (self.rest, self.named))}")
         return f"({', '.join(parts)})"
 
 
-def _shown(value: Any, loose: bool, numbers: dict[int, int]) -> str:
+def _shown(value: Any, loose: bool, numbers: dict[int, int], exact: bool) -> str:
+    """``exact``: whether numbers are shown all the same."""
     if isinstance(value, TensorKind):
         if id(value) in numbers:
             return "the same tensor again"
@@ -199,9 +205,11 @@ def _shown(value: Any, loose: bool, numbers: dict[int, int]) -> str:
         kind = "a tensor" if value.kind is Tensor else f"a {value.kind.__name__}"
         return kind if loose else f"{kind} of {value.dtype}".replace("torch.", "")
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {_shown(item, loose, numbers)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {_shown(item, loose, numbers, exact)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         ends = "[]" if isinstance(value, list) else "()"
         kind = "" if type(value) in (list, tuple) else type(value).__name__
-        return f"{kind}{ends[0]}{', '.join(_shown(item, loose, numbers) for item in value)}{ends[1]}"
-    return type(value).__name__ if loose and type(value) in _NUMBERS else shown_contents(value) if value is not None else shown(value)
+        return f"{kind}{ends[0]}{', '.join(_shown(item, loose, numbers, exact) for item in value)}{ends[1]}"
+    if loose and not exact and type(value) in _NUMBERS:
+        return type(value).__name__
+    return shown_contents(value) if value is not None else shown(value)

@@ -145,7 +145,7 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
     if True in (around := [value is each for each in within]):
         return f"<no. {around.index(True)} around it>"
     if isinstance(value, slice):
-        return f"<slice {contents_of((value.start, value.stop, value.step), within, False, seen, loose)}>"
+        return f"<slice {contents_of((value.start, value.stop, value.step), within, False, seen)}>"
     if isinstance(value, _CALLS):
         return f"<{type(value).__name__} {_call(value, within, seen)}>"
     if isinstance(value, (*_ITEMS, *_SETS, dict)):
@@ -220,7 +220,7 @@ def _call(value: Any, within: tuple[Any, ...], seen: Seen | None) -> str:
 def _items(value: Any, within: tuple[Any, ...], is_data: bool, seen: Seen | None, loose: int) -> str:
     kind = "" if type(value) in (list, tuple, dict) else _class(type(value))
     # no tensor in a set, and none that is a key, is an input of the graph
-    is_data = is_data and not isinstance(value, _SETS)
+    is_data, loose = (False, 0) if isinstance(value, _SETS) else (is_data, loose)
     if isinstance(value, dict):
         texts = [f"{contents_of(k, within, False)}: {contents_of(item, within, is_data, seen, loose)}" for k, item in value.items()]
         return kind + "{" + ", ".join(texts) + "}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,3 +118,13 @@ def with_attributes(made: Tensor, original: Tensor) -> Tensor:
     if (attributes := vars(original)) and type(original) in (Tensor, nn.Parameter, nn.Buffer):
         vars(made).update({name: value for name, value in attributes.items() if name not in vars(made)})
     return made
+
+
+def require_own_parameters(module: nn.Module, path: str, own: Container[int]) -> None:
+    """Raise TypeError if the forward calls a module with other parameters than those of the model, whose ids are ``own``."""
+    for each in module.modules():
+        if any(parameter is not None and id(parameter) not in own for parameter in each._parameters.values()):
+            raise TypeError(
+                f"it calls {path} with other parameters than its own, as torch.func.functional_call does, and a graph would call it with "
+                "its own"
+            )

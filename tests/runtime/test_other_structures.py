@@ -182,6 +182,33 @@ def test_in_place_another_structure_is_another_trace(kind: type[Net], of: Any, c
             assert torch.equal(model(*call).output, plain(*call))
 
 
+class More(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(X.shape[-1], 4)
+
+    def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
+        value = named["batch"]["value"] if "batch" in named else named["value"] if named else more[0]
+        factor = max(value) if isinstance(value, set) else value
+        return self.layer(x)[:, factor] if isinstance(factor, slice) else self.layer(x) * factor
+
+
+@pytest.mark.parametrize("how", ["by position", "by name", "in a dict"])
+@pytest.mark.parametrize(("one", "other"), [(2.0, 3.0), (slice(0, 2), slice(1, 3)), ({1, 2}, {1, 7})], ids=["number", "slice", "set"])
+def test_what_no_parameter_names_counts_by_its_value(how: str, one: Any, other: Any) -> None:
+    plain, module = More(), None
+    for value in (one, other, one):
+        args, named = ([value], {}) if how == "by position" else ([], {"value": value} if how == "by name" else {"batch": {"value": value}})
+        if module is None:
+            given = (X, *args) if args else {"x": X, **named}
+            module = graphreg.regularize(plain, weight_l2=0.1, example_inputs=given)
+        if value == other:
+            with pytest.raises(graphreg.errors.OtherInputs, match="Traced for these arguments, More gives another graph"):
+                module(X, *args, **named)
+        else:
+            assert torch.equal(module(X, *args, **named).output, plain(X, *args, **named))
+
+
 def test_the_order_of_keyword_arguments() -> None:
     plain, model = Rest(folded), graphreg.regularize_(Rest(folded), penalties="return", **NO_PENALTY)
     module = graphreg.regularize(plain, example_inputs={"x": X, "a": Y, "b": Z}, **NO_PENALTY)

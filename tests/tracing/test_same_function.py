@@ -87,6 +87,27 @@ def test_augmented_assignment_writes_where_the_model_writes(forward: Callable[..
     assert torch.equal(original(X.clone()), graphreg.strip(module)(X.clone()))
 
 
+class FrozenHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frozen = {name: weight.detach() for name, weight in self.head.named_parameters()}
+        return torch.func.functional_call(self.head, frozen, (self.l(x),))
+
+
+def test_a_call_with_other_parameters_is_refused_or_opaque() -> None:
+    for front_end in ("symbolic", "export"):
+        with pytest.raises(graphreg.TraceError, match="it calls head with other parameters than its own, as torch.func.functional_call"):
+            graphreg.regularize(FrozenHead(), weight_l2=0.1, example_inputs=X, front_end=front_end)
+    outer = nn.Sequential(FrozenHead(), nn.Linear(4, 4))
+    module = graphreg.regularize(outer, weight_l2=0.0, example_inputs=X, penalties="attach", scale=1)
+    assert torch.equal(module(X), outer(X))
+    module(X).sum().backward()
+    assert outer[0].head.weight.grad is None
+
+
 def test_a_shape_has_no_items_to_assign() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         x.shape[0] = 2

@@ -65,7 +65,7 @@ from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import model_globals, number_isinstance
 from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
 from graphreg.tracing.symbolic.factory_tape import attribute_of
-from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, tensors_in
+from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, require_own_parameters, tensors_in
 
 
 class Recorder(TorchFunctionMode):
@@ -90,6 +90,7 @@ class Recorder(TorchFunctionMode):
         self.record, self.model = OpRecord(opaque=dict(opaque)), model
         self.environment = EnvironmentQueries(lambda: self._scopes[-1] if self.is_recording() else None, answers, KeepOpaque)
         self._paths = {id(module): path for path, module in model.named_modules()}
+        self._own = set[int]()  # the ids of what torch.export has put in the places of parameters
         self._scopes: list[str] = []  # empty outside the model's forward
         self._tracer: Any = None
         self._thread = threading.get_ident()
@@ -129,6 +130,7 @@ class Recorder(TorchFunctionMode):
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
+            self._own = set(map(id, parameters_by_name(self.model).values()))
             return self._root(traced, forward, args, kwargs)
 
         if has_backward_hooks(m):
@@ -138,6 +140,7 @@ class Recorder(TorchFunctionMode):
         self._scopes.append(path)
         try:
             if path in self.record.opaque or is_single_operation(m):
+                require_own_parameters(m, path, self._own)
                 return self._opaque(path, m, traced, forward, args, kwargs)
             return self._transparent(path, m, traced, forward, args, kwargs)
         finally:

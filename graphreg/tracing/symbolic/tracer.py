@@ -63,7 +63,7 @@ from graphreg.tracing.symbolic.holders import LEAF, stand_in
 from graphreg.tracing.symbolic.opaque_functions import Tried, can_be_recorded, function_to_blame, functions_of_einops, record_function
 from graphreg.tracing.symbolic.proxies import BufferProxy, SequenceValue, UnknownMapping, Value
 from graphreg.tracing.symbolic.tuple_items import assert_guesses, settle_ports
-from graphreg.tracing.tensors import storage_key
+from graphreg.tracing.tensors import require_own_parameters, storage_key
 from graphreg.tracing.type_inference import definite_type, fixed_count, is_shape
 
 STACKED = "torch.fx cannot see into it; torch.export can, with example_inputs"
@@ -450,6 +450,7 @@ class SiteTracer(DecisionTracer):
         """Make a module one node. What collects its output collects the node's, because a trace does not run the module's hooks."""
         if super().is_leaf_module(m, path):
             _require_own_attributes(m)
+        require_own_parameters(m, path, self._parameters)
         value = self._record_call(path, m, forward, args, kwargs)
         if path in self.opaque and not is_stack(m):
             self._add_unnamed(no_singleton, value.node, path)
