@@ -37,15 +37,15 @@ demo-ranks: .venv/.demo
 test: export PYTHONDONTWRITEBYTECODE =
 test: THEN := --then 400 'the tests'
 test: .venv/.test
-	@echo "About 7,000 tests in $(WORKERS) processes: four to seven minutes on two cores, depending on the server."
+	@echo "About 6,900 tests in $(WORKERS) processes: four to seven minutes on two cores, depending on the server."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # What is around the engine (pages and their examples, the page in a browser, tools that measure), and what needs processes of its own, such
-# as ranks: tests/slow.py lists it. .ci/run runs both, one after the other. Three minutes.
+# as ranks: tests/slow.py lists it. .ci/run runs both, one after the other. Five minutes.
 test-rest: export PYTHONDONTWRITEBYTECODE =
-test-rest: THEN := --then 180 'the other tests'
+test-rest: THEN := --then 300 'the other tests'
 test-rest: .venv/.test
-	@echo "What make test leaves to .ci/run: about 1,000 tests in $(WORKERS) processes, three minutes on two cores."
+	@echo "What make test leaves to .ci/run: about 1,600 tests in $(WORKERS) processes, five minutes on two cores."
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal -m rest
 
 # The first case of each test, without what compiles real models or starts processes: while one works, in 90 seconds.
