@@ -298,7 +298,7 @@ class DecisionTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over a value whose length is known for the examples; over the keys of a dict, such as an opaque module returns."""
-        if (keys := self.keys(obj)) is not None:
+        if (keys := self.keys_of(obj)) is not None:
             return iter(keys)
         count = self._length(obj)
         if count is None and (count := self.fixed_count(obj.node)) is not None and self._depends_on_input(obj.node):
@@ -309,7 +309,7 @@ class DecisionTracer(fx.Tracer):
             return found
         return iter([obj[i] for i in range(count)])  # type: ignore[index]  # fx sets its methods at run time
 
-    def keys(self, obj: fx.Proxy) -> list[Any] | None:
+    def keys_of(self, obj: fx.Proxy) -> list[Any] | None:
         """Return the keys that a value has for the examples; the graph asserts them. None if it is no dict."""
         if not isinstance(value := self._value(obj.node), dict):
             return None
@@ -441,7 +441,7 @@ class DecisionTracer(fx.Tracer):
 
     def _length(self, obj: fx.Proxy) -> int | None:
         """Return the length of a proxy's value; the graph asserts it. None if the value has no length or is not known."""
-        if (keys := self.keys(obj)) is not None:
+        if (keys := self.keys_of(obj)) is not None:
             return len(keys)
         value = self._value(obj.node)
         if not isinstance(value, (tuple, list, torch.Tensor)) or (isinstance(value, torch.Tensor) and not value.dim()):

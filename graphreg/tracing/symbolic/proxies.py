@@ -140,8 +140,9 @@ class AttributeProxy(_Asked, Attribute):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.attr.startswith("register_") and self.attr.endswith("hook"):
             raise TypeError(f"it puts a hook on a traced value (by {self.attr}), which a graph cannot carry")
-        if self.attr in _OF_DICTS and (keys := self.tracer.keys(self.root)) is not None:  # type: ignore[attr-defined]
-            found = {key: self.root[key] for key in keys if self.attr != "get" or key == args[0]}
+        root: Any = self.root
+        if self.attr in _OF_DICTS and (keys := root.tracer.keys_of(root)) is not None:
+            found = {key: root[key] for key in keys if self.attr != "get" or key == args[0]}
             return getattr(found, self.attr)(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
