@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import logging
 import threading
 import weakref
@@ -139,8 +140,9 @@ class Placed(InPlaceHost):
                 key, fitting = self._prepared_for_compiled(model, form, key, fitting, args, kwargs)
             _thread.call = self, key, fitting
             members = vars(type(model))
-            if MEMBERS not in members:
-                if not type(model).__module__.startswith("torch.distributed."):  # where FSDP2 makes another subclass
+            if MEMBERS not in members:  # fully_shard and replicate make a subclass, which changes no operation
+                added = itertools.takewhile(lambda kind: MEMBERS not in vars(kind), type(model).__mro__)
+                if not all(kind.__module__.startswith("torch.distributed.") for kind in added):
                     refuse_other_class(model)
             elif len(members) != len(members[MEMBERS]) + (RESTING in members):
                 _refuse_set_on_class(members, fitting[0])

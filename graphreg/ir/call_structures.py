@@ -77,7 +77,9 @@ class CallText:
         self.defaults = {name: parameters[name].default for name in self.names if parameters[name].default is not _ABSENT}
         self.defaults.update({name: value for name, value in specialized.items() if name in self.names})
         self.defaults.update(structures.defaults)
-        self.inputs, self.loose, self._level = structures.inputs, structures.loose, 2 if structures.loose else 1
+        self.inputs, self.loose = structures.inputs, structures.loose
+        # a number that *args or **kwargs takes is no input of the graph, and counts by its value
+        self._level, self._level_of_more = (3, 2) if structures.loose else (1, 1)
         # a specialized argument that a call leaves out always has the same text
         fixed = {name: value for name, value in self.defaults.items() if name not in self.inputs}
         self.fixed = {name: f"{name}={contents_of(value, (), False)}" for name, value in fixed.items()}
@@ -101,15 +103,11 @@ class CallText:
             if value is not _ABSENT:
                 parts.append(f"{name}={contents_of(value, (), name in self.inputs, seen, self._level if name in self.inputs else 0)}")
         for i in range(len(self.names), len(args)):
-            parts.append(f"*{i}={self._more(args[i], seen)}")
+            parts.append(f"*{i}={contents_of(args[i], (), True, seen, self._level_of_more)}")
         for name, value in kwargs.items():
             if name not in self.names:
-                parts.append(f"{name}={self._more(value, seen)}")
+                parts.append(f"{name}={contents_of(value, (), True, seen, self._level_of_more)}")
         return ", ".join(parts)
-
-    def _more(self, value: Any, seen: Any) -> str:
-        """Return the text of what ``*args`` or ``**kwargs`` takes. A number there is no input of the graph, and counts by its value."""
-        return contents_of(value, (), True, seen, self._level if isinstance(value, (Tensor, TensorKind)) else 1)
 
     def quick_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return a short description of a call, which says all of its structure if ``is_quick`` is True."""

@@ -120,8 +120,8 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
             ``id``.
         seen: The tensors and objects that came before the value in the same call, to which those of
             the value are added. The text of one of them has its number in the list.
-        loose: What the text leaves out: 1 for the numbers of dimensions of inputs, 2 for these, the
-            dtypes of inputs and the values of numbers, 0 for nothing.
+        loose: What the text leaves out: 1 for the numbers of dimensions of inputs, 2 for these and
+            the dtypes of inputs, 3 for these and the values of numbers, 0 for nothing.
     """
     if isinstance(value, (Tensor, TensorKind)):
         again = _again(value, seen)
@@ -135,7 +135,7 @@ def contents_of(value: Any, within: tuple[Any, ...] = (), is_data: bool = True, 
     if isinstance(value, type):
         return f"<class {id(value)}>"
     if isinstance(value, Proxy):
-        return "a tensor" if loose == 2 else "a proxy"
+        return "a tensor" if loose >= 2 else "a proxy"
     if isinstance(value, Enum):
         return f"<{_class(type(value))} {value.name}>"
     if isinstance(value, (str, bytes)):  # of a subclass, whose repr may be anything
@@ -187,7 +187,7 @@ def _again(value: Any, seen: Seen | None) -> str:
 
 def _tensor(value: Any, is_data: bool, loose: int) -> str:
     of = type(value) if isinstance(value, Tensor) else value.kind
-    if loose == 2 and is_data:
+    if loose >= 2 and is_data:
         return "a tensor" if of is Tensor else f"a tensor{_tensor_class(of)}"
     dims = "" if loose and is_data else f"[{value.dim() if isinstance(value, Tensor) else value.dims}]"
     return f"{value.dtype}{dims}{_tensor_class(of)}" + ("" if is_data else f" {id(value)}")
@@ -195,7 +195,7 @@ def _tensor(value: Any, is_data: bool, loose: int) -> str:
 
 def _number(value: Any, loose: int) -> str:
     name = _PLAIN_NAMES.get(type(value)) or _class(type(value))
-    if loose == 2:
+    if loose == 3:
         return name
     number = plain_number(value)
     if isinstance(number, int) and not -_DECIMAL < number < _DECIMAL:

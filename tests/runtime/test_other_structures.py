@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import graphreg
 from graphreg import GraphRegError
 from graphreg.errors import OtherInputs
+from graphreg.ir.module_record import state_of
 from graphreg.runtime import other_structures
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -207,6 +208,15 @@ def test_what_no_parameter_names_counts_by_its_value(how: str, one: Any, other: 
                 module(X, *args, **named)
         else:
             assert torch.equal(module(X, *args, **named).output, plain(X, *args, **named))
+
+
+def test_the_dtype_of_what_no_parameter_names_does_not_count() -> None:
+    plain = More()
+    module = graphreg.regularize(plain, weight_l2=0.1, example_inputs={"x": X, "batch": {"value": X[:, :1]}})
+    taken = len(state_of(module).structures.accepted)
+    low = {"batch": {"value": X[:, :1].bfloat16()}}
+    assert torch.equal(module.bfloat16()(X.bfloat16(), **low).output, plain(X.bfloat16(), **low))
+    assert len(state_of(module).structures.accepted) == taken
 
 
 def test_the_order_of_keyword_arguments() -> None:
