@@ -231,7 +231,7 @@ def traced_for(
     _place_before_trace(model, options.blocks)
     with bare(model), spelled_out(model, example):
         with reads.recorded(model, arguments(example)):
-            traced = _traced(model, example, options.front_end, proving if options.prove and is_eager() else None, numbers.other)
+            traced = _traced(model, example, options.front_end, replace(proving, asked=options.prove and is_eager()), numbers.other)
         if options.prove and not is_eager():
             # Within a transform there are no plain values to compare; the next plain call does it.
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS), asks_autocast=False)
@@ -290,7 +290,7 @@ def _planned(model: nn.Module, example: Any, traced: Traced, options: InPlaceOpt
         if not layers:
             raise
     with _adapters_enabled(layers):
-        whole = plan(_traced(model, example, options.front_end, None, {}), *asked)
+        whole = plan(_traced(model, example, options.front_end, Proving(asked=False, eval_runs=options.eval_penalties), {}), *asked)
     return plan(traced, *asked, adapters_off=True), whole
 
 
@@ -324,7 +324,7 @@ def _proving(model: nn.Module, options: InPlaceOptions, at_call: bool) -> Provin
                 stack.enter_context(torch.autocast(device, dtype))
             yield
 
-    return Proving(modes, around, at_call)
+    return Proving(modes, around, at_call, eval_runs=options.eval_penalties)
 
 
 def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: InPlaceOptions) -> None:
@@ -353,7 +353,7 @@ def accepts_call(model: nn.Module, graph: StructureGraph, example: Any, options:
         return accepts(claim_of(graph.module, model, mode), call, proving)
 
 
-def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Proving | None, numbers: Mapping[str, Any]) -> Traced:
+def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Proving, numbers: Mapping[str, Any]) -> Traced:
     """Trace the model. If this fails and the model checkpoints activations, raise a TraceError that says how to switch that off."""
     try:
         traced = traced_for_proof(model, example, front_end, proving, numbers)
@@ -374,7 +374,7 @@ def _traced(model: nn.Module, example: Any, front_end: FrontEnd, proving: Provin
         ) from error
 
 
-def _require_free(traced: Traced, example: Any, proving: Proving | None, numbers: Mapping[str, Any]) -> None:
+def _require_free(traced: Traced, example: Any, proving: Proving, numbers: Mapping[str, Any]) -> None:
     """Raise OtherInputs or NotTheModel unless the graphs are right for other values of the arguments ``numbers``, too.
 
     The graphs of torch.export fix numbers. Those of torch.fx assert the value of a number where the forward needs it. They are compared
@@ -384,7 +384,7 @@ def _require_free(traced: Traced, example: Any, proving: Proving | None, numbers
     asserted = [node for node in nodes if node.target is decided and not isinstance(node.args[1], bool)]  # a bool: a comparison with it
     if traced.front_end != "symbolic" or any(_reads(node, numbers) for node in asserted):
         raise OtherInputs(f"the graph is for one value of {listed(tuple(numbers))}.")
-    if proving is not None:
+    if proving.asked:
         args, kwargs = arguments(example) or ((), {})
         bound = inspect.signature(traced.model.forward).bind(*args, **kwargs)
         # The second value of each number.

@@ -82,7 +82,7 @@ def _why_not(
     # The graph takes these numbers as inputs, so the trace must not fix them, either.
     inputs = [name for name, value in writer.by_name(args, kwargs).items() if type(value) in (int, float) and name in structures.inputs]
     title = type(model).__name__
-    proving = Proving(around=_autocast_again(model), at_call=True) if structures.proves else None
+    proving = Proving(around=_autocast_again(model), at_call=True, asked=structures.proves)
     try:
         with _plainly(model):
             front_end: Any = structures.front_end

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir.train_eval import ModeGraphs
+from graphreg.ir.train_eval import ModeGraphs, why_not_in_eval
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
 from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
@@ -81,7 +81,11 @@ def no_values_yet(model: nn.Module) -> str:
 
 
 def propagate(
-    model: nn.Module, graphs: ModeGraphs, bound: Mapping[str, Any], call: Arguments, constants: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    graphs: ModeGraphs,
+    bound: Mapping[str, Any],
+    call: Arguments,
+    constants: Mapping[str, torch.Tensor],
     known: Callable[[fx.Graph], Mapping[fx.Node, Any] | None] = lambda graph: None,
 ) -> None:
     """Write ``node.meta["value"]`` in every node: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
@@ -98,6 +102,8 @@ def propagate(
         TraceError: A graph does not run on the example inputs although the model does.
     """
     for mode, graph in graphs.items():
+        if mode == "eval" and why_not_in_eval(graphs):
+            continue
         if (found := known(graph)) is not None:
             for node in graph.nodes:
                 value = map_arg(node.args[0], found.__getitem__) if node.op == "output" else found[node]
@@ -109,6 +115,7 @@ def propagate(
             continue
         # if the model does not run either, its own error is raised, and not one about its graph
         twin, grad = run_model(model, call, constants)
+        _take_modes(twin, model, mode)
         with torch.set_grad_enabled(grad or needs_gradients(graph)):
             _propagate_on_copy(twin, graph, values)
 
@@ -133,6 +140,13 @@ def _with_their_attributes(twin: nn.Module, model: nn.Module) -> nn.Module:
         for made, original in zip(by_name(twin).values(), by_name(model).values(), strict=False):
             with_attributes(made, original)
     return twin
+
+
+def _take_modes(twin: nn.Module, model: nn.Module, mode: str) -> None:
+    """Put each module of a copy into the mode for which a graph was traced: that of the model's own module, if the model is in ``mode``."""
+    is_present = mode == "both" or model.training == (mode == "train")
+    for copied, module in zip(twin.modules(), model.modules(), strict=True):
+        copied.training = module.training if is_present else mode == "train"
 
 
 def run_model(model: nn.Module, call: Arguments, constants: Mapping[str, torch.Tensor]) -> tuple[nn.Module, bool]:
@@ -171,8 +185,7 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
         with FakeCopyMode(fake):
             twin = _with_their_attributes(copy.deepcopy(model, memo), model)
             twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
-        if mode == "eval":
-            twin.eval()
+        _take_modes(twin, model, mode)
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it
         with uncompiled(), fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):

@@ -54,15 +54,18 @@ class ModeReads:
     Attributes:
         readers: A dict. Each key is the path of a module whose mode another module reads; the value is the path of that other module.
         any: Whether the forward reads the mode of any module. If not, it computes the same in both modes.
+        paths: The paths of all modules whose modes it reads, in order, as the keys of a dict.
     """
 
     readers: dict[str, str] = field(default_factory=dict)
     any: bool = False
+    paths: dict[str, None] = field(default_factory=dict)
 
     def add(self, other: ModeReads) -> None:
         """Add the reads of another trace."""
         self.readers.update(other.readers)
         self.any = self.any or other.any
+        self.paths.update(other.paths)
 
 
 @has_side_effect
@@ -122,14 +125,17 @@ class EnvironmentQueries:
         """
 
         def get(module: nn.Module) -> Any:
-            # what a tracer reads does not decide what the forward computes
-            if not self.mode_reads.any and threading.get_ident() == self._thread:
-                self.mode_reads.any = not calling_module(2).startswith(_TRACERS)
-
             attributes = vars(module)
+            path = paths.get(id(attributes))
+            is_known = self.mode_reads.any and path in self.mode_reads.paths
+            # what a tracer reads does not decide what the forward computes
+            if not is_known and threading.get_ident() == self._thread and not calling_module(2).startswith(_TRACERS):
+                self.mode_reads.any = True
+                self.mode_reads.paths |= {} if path is None else {path: None}
+
             if "training" not in attributes:  # after the error, Python calls __getattr__, by which a module of torch.jit gives its mode
                 raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'")
-            reader, path = self._current_path(), paths.get(id(attributes))
+            reader = self._current_path()
             if reader is not None and path and path != reader and not called_by_foreign_code():
                 self.mode_reads.readers[path] = reader
             return attributes["training"]

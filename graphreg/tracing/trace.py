@@ -26,7 +26,7 @@ from graphreg.ir.random_ops import NativeDropout, find_native_dropouts, try_drop
 from graphreg.ir.roles import NORM_CLASS, value_sites
 from graphreg.ir.site import Label, Site
 from graphreg.ir.source_location import forward_line
-from graphreg.ir.train_eval import ModeGraphs
+from graphreg.ir.train_eval import ModeGraphs, why_not_in_eval
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.distributed import class_name
 from graphreg.torch_internals.interpreter import at_rest, deep_enough
@@ -65,6 +65,14 @@ NOT_ASSIGNED = "not assigned"  # how the note on attributes that only the forwar
 _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")  # in the name of a parameter
 _SHOWN = 4  # the number of names that a note lists
 _ASSIGNED_SHOWN = 12
+_TRAIN_ALONE = (
+    "That is in eval mode; in train mode it can be traced. Regularize it in place, which takes no graph for eval mode, where the model's "
+    "own forward runs: graphreg.regularize_, without eval_penalties=True."
+)
+
+
+class InTrainAlone(TraceError):
+    """A model can be traced in train mode alone."""
 
 
 @dataclass(frozen=True)
@@ -206,19 +214,17 @@ def trace(model: nn.Module, example_inputs: Any = None, front_end: FrontEnd = "a
             message names it.
     """
     check_flag("prove", prove)
-    return traced_for_proof(model, example_inputs, front_end, Proving() if prove else None)
+    return traced_for_proof(model, example_inputs, front_end, Proving(asked=prove))
 
 
-def traced_for_proof(
-    model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str] = ()
-) -> Traced:
-    """Do what ``trace`` does. ``proving``: how to prove the graphs; None to leave them unproved. ``inputs``: as in ``traced_for_call``."""
+def traced_for_proof(model: nn.Module, example_inputs: Any, front_end: FrontEnd, proving: Proving, inputs: Collection[str] = ()) -> Traced:
+    """Do what ``trace`` does. ``proving``: how to prove the graphs. ``inputs``: as in ``traced_for_call``."""
     traced = traced_for_call(model, arguments(example_inputs), front_end, proving, inputs)
     return traced if front_end == "auto" else replace(traced, asked_front_end=front_end)
 
 
 def traced_for_call(
-    model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str] = ()
+    model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving, inputs: Collection[str] = ()
 ) -> Traced:
     """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
@@ -255,7 +261,7 @@ def traced_for_call(
     return traced
 
 
-def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving | None, inputs: Collection[str]) -> Traced:
+def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, proving: Proving, inputs: Collection[str]) -> Traced:
     if front_end not in FRONT_ENDS:
         raise GraphRegError(f"front_end={shown(front_end)} is unknown; it is one of {', '.join(map(repr, FRONT_ENDS))}.")
 
@@ -339,7 +345,7 @@ def _undrawn(model: nn.Module, specialized: Mapping[str, Any]) -> Iterator[None]
 
 def _trace_from(
     model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None,
-    proving: Proving | None,
+    proving: Proving,
 ) -> Traced:  # fmt: skip
     """Trace a model, or take the graph of a GraphModule."""
     if isinstance(model, fx.GraphModule):
@@ -356,15 +362,18 @@ def _trace_from(
     return _trace_with(model, front_end, specialized, bound, call, proving)
 
 
-def _proved(traced: Traced, call: Arguments | None, proving: Proving | None, earlier: Snapshot | None = None) -> Traced:
+def _proved(traced: Traced, call: Arguments | None, proving: Proving, earlier: Snapshot | None = None) -> Traced:
     """Prove the graphs of a trace on the example inputs, and return the trace with the modes that could not be proved.
 
     ``earlier``: as in ``model_restored``.
 
     Raises:
         NotTheModel: A graph does not give what the model gives.
+        InTrainAlone: There is no graph for eval mode, in which it would run.
     """
-    if proving is None:
+    if (why := why_not_in_eval(traced.graphs)) and proving.eval_runs:
+        raise InTrainAlone(f"{why} {_TRAIN_ALONE}")
+    if not proving.asked:
         return replace(traced, unproved=dict.fromkeys(MODES, NOT_ASKED))
     if call is None:
         return replace(traced, unproved={key: NO_INPUTS for mode in MODES for key in proof_keys(mode, traced.asks_autocast)})
@@ -376,7 +385,7 @@ def _proved(traced: Traced, call: Arguments | None, proving: Proving | None, ear
     return replace(traced, unproved={key: reasons[mode] for key, mode in proved.items() if mode in reasons} | later)
 
 
-def _traced_and_proved(trace: _Trace, model: nn.Module, call: Arguments | None, proving: Proving | None) -> Traced:
+def _traced_and_proved(trace: _Trace, model: nn.Module, call: Arguments | None, proving: Proving) -> Traced:
     """Trace and prove. If the proof shows that submodules are stateful, trace once more, with these opaque (``trace`` gets them)."""
     stateful: dict[str, str] = {}
     with model_restored(model) as before:
@@ -388,7 +397,7 @@ def _traced_and_proved(trace: _Trace, model: nn.Module, call: Arguments | None, 
 
 def _trace_with(
     model: nn.Module, front_end: FrontEnd, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None,
-    proving: Proving | None,
+    proving: Proving,
 ) -> Traced:  # fmt: skip
     """Trace with the given front end, and prove the graph. ``"auto"`` tries torch.fx first and torch.export second.
 
@@ -401,8 +410,6 @@ def _trace_with(
         try:
             traced = _traced_and_proved(by_fx, model, call, proving)
         except NotTheModel as error:
-            if proving is None:
-                raise
             traced = _traced_under_autocast(by_fx, model, call, proving, error)
     except GraphRegError as symbolic_error:  # not only TraceError, because an assertion on sizes may fail during the trace
         raise_interrupt(symbolic_error)
@@ -448,13 +455,17 @@ def _traced_under_autocast(by_fx: _Trace, model: nn.Module, call: Arguments | No
 
 
 def _exported_after(
-    symbolic_error: GraphRegError, model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, proving: Proving | None
+    symbolic_error: GraphRegError, model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, proving: Proving
 ) -> Traced:
     """Trace with torch.export because torch.fx could not, and prove the graph. ``symbolic_error``: why torch.fx could not."""
     try:
         return _traced_and_proved(partial(_trace_by_export, model, specialized, call, symbolic_error), model, call, proving)
     except NotTheModel as error:
         raise NotTheModel(f"{str(symbolic_error).removesuffix(CURE).rstrip()} torch.export cannot trace it either: {error}") from error
+    except Exception as error:  # the model's own, which a run in eval mode has raised
+        if isinstance(error, GraphRegError) or not isinstance(symbolic_error, InTrainAlone):
+            raise
+        raise symbolic_error from error
 
 
 def _trace_symbolically(
@@ -511,6 +522,8 @@ def _traced_by_fx(
     why = "because the forward calls isinstance on it (if it is not a tensor, give example_inputs)"
     functions = {key: reason for key, reason in opaque.items() if function_of(key) is not None}
     notes = [f"assumed to be a tensor: {name}, {why}" for name in assumed]
+    if why := why_not_in_eval(graphs):
+        notes.append(f"train mode alone: {why.partition('. ')[0]}")
     notes += [f"opaque function: {key.removesuffix('()')} ({reason})" for key, reason in functions.items()]
     sites = value_sites(model, graphs)
     kept: Any = {"constants": constants, "notes": tuple(notes), "shares": shares, "checkpoints": checkpoints}

@@ -17,10 +17,10 @@ from graphreg.errors import OtherInputs
 from graphreg.ir.call_records import doubt_plain
 from graphreg.ir.comparison import Literals, compared, flat, name_of
 from graphreg.ir.metadata import label_site, scope_of
-from graphreg.ir.train_eval import ModeGraphs, choose
+from graphreg.ir.train_eval import ModeGraphs, choose, not_in_eval
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
-from graphreg.tracing.side_effects.retrace import or_make_opaque, trace_repeatable
+from graphreg.tracing.side_effects.retrace import StatefulForward, or_make_opaque, trace_repeatable
 from graphreg.tracing.side_effects.snapshot import Snapshot
 
 _T = TypeVar("_T")
@@ -35,7 +35,9 @@ def _never(graph: fx.Graph) -> None:
     """Stands for a ``Follow`` that is never certain."""
 
 
-def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never) -> ModeGraphs:
+def trace_each_mode(
+    model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never, failed: list[Exception] | None = None
+) -> ModeGraphs:  # fmt: skip
     """Trace the model in both modes, and merge the graphs if only literals differ. A forward that reads no mode is traced once.
 
     For each of the two traces, *every* submodule is put into the mode of the trace, to find everything that depends on a mode. But some
@@ -48,9 +50,10 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
         follow: Returns the literals in which the graph of the last trace differs from the model's present mode, as ``compared`` does; None
             if there are other differences, or if that is not certain. Without it, the other mode is always traced.
+        failed: Filled with the error of a trace in eval mode that fails. Without it, the error is raised.
 
     Returns:
-        ``{"both": graph}`` or ``{"train": graph, "eval": graph}``.
+        ``{"both": graph}`` or ``{"train": graph, "eval": graph}``; ``{"train": graph}`` if ``failed`` has an error.
     """
     modes = {module: module.training for module in model.modules()}
     train = _in_mode(modes, lambda m: True, trace)
@@ -64,7 +67,17 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
             doubt_plain(train, None)
         return {"both": train}
 
-    evaluation = _in_mode(modes, lambda m: False, trace)
+    read = dict(mode_reads.paths)
+    try:
+        evaluation = _in_mode(modes, lambda m: False, trace)
+    except StatefulForward:  # a submodule may have to be opaque
+        raise
+    except Exception as error:
+        raise_interrupt(error)
+        if failed is None:
+            raise
+        failed.append(error)
+        return {"train": _for_present_modes(model, modes, train, trace, read)}
     same, differing = compared(train, evaluation)
     readers = mode_reads.readers
     owners, asserted = _mode_dependence(model, trace, readers, train, evaluation) if readers else ({}, [])
@@ -86,6 +99,20 @@ def trace_each_mode(model: nn.Module, trace: Callable[[], fx.Graph], mode_reads:
         set_apart = apart if mode == model.training else set()
         _assert_modes(graph, {path: (model.get_submodule(path) not in set_apart) == mode for path in asserted})
     return {"train": train, "eval": evaluation}
+
+
+def _for_present_modes(
+    model: nn.Module, modes: Mapping[nn.Module, bool], train: fx.Graph, trace: Callable[[], fx.Graph], read: Mapping[str, None]
+) -> fx.Graph:
+    """Return the graph of a model's train mode that asserts the modes of the submodules at the paths ``read``.
+
+    Without a graph of eval mode, nobody knows which of the graph's literals they decide. If a submodule has another mode than the model,
+    that graph is traced; ``train`` is the one for which all have the same.
+    """
+    apart = {module for module, mode in modes.items() if not mode} if model.training else set[nn.Module]()
+    graph = _in_mode(modes, lambda m: m not in apart, trace) if apart else train
+    _assert_modes(graph, {path: model.get_submodule(path) not in apart for path in read if path})
+    return graph
 
 
 def _mode_dependence(
@@ -126,7 +153,7 @@ def _mode_dependence(
 
 def trace_both_modes(
     model: nn.Module, trace: Callable[[], fx.Graph], opaque: dict[str, str], mode_reads: ModeReads, run: bool,
-    earlier: Snapshot | None = None, follow: Follow = _never,
+    earlier: Snapshot | None = None, follow: Follow = _never, failed: list[Exception] | None = None,
 ) -> ModeGraphs:  # fmt: skip
     """Trace both modes, again and again until no further submodule becomes opaque. So a module is opaque in both modes or in neither.
 
@@ -137,7 +164,7 @@ def trace_both_modes(
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
         earlier: A snapshot of the model, since which nothing has changed.
-        follow: As in ``trace_each_mode``.
+        follow, failed: As in ``trace_each_mode``.
     """
 
     def repeatable() -> fx.Graph:
@@ -146,7 +173,9 @@ def trace_both_modes(
     while True:
         before = len(opaque)
         mode_reads.readers.clear()
-        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads, follow), opaque)
+        if failed:
+            failed.clear()
+        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads, follow, failed), opaque)
         if graphs is not None and len(opaque) == before:
             return graphs
 
@@ -184,6 +213,17 @@ def mode_asked(mode: bool, expected: bool, name: str) -> None:
             f"{expected}. Put {name} and the module that reads its mode into the same mode, or regularize with {name} in the mode that it "
             "should have."
         )
+
+
+def standing_in(train: fx.Graph, why: str) -> fx.Graph:
+    """Return a graph for eval mode that takes the inputs of a graph and raises TraceError with a message."""
+    graph = fx.Graph()
+    for node in train.find_nodes(op="placeholder"):
+        graph.node_copy(node)
+    raised = graph.call_function(not_in_eval, (why,))
+    label_site(raised, "")
+    graph.output(raised)
+    return graph
 
 
 def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:

@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.errors import OtherInputs, TraceError, first_line
 from graphreg.ir.module_record import ORIGINAL, RESTS
-from graphreg.ir.train_eval import ModeGraphs
+from graphreg.ir.train_eval import ModeGraphs, why_not_in_eval
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import storage_number
 from graphreg.torch_internals.distributed import communicates, is_distributed
@@ -116,6 +116,8 @@ class Proving:
 
     Attributes:
         modes: The modes to prove.
+        asked: Whether to prove at all.
+        eval_runs: Whether the graph runs in eval mode. If not, as in place, a trace of train mode is enough.
         around: Opens the block in which both run, for example with the autocast of the caller.
         at_call: Whether a call of the module is running. Other ranks may then not prove their
             graphs now, so nothing may communicate.
@@ -124,6 +126,8 @@ class Proving:
     modes: Sequence[str] = MODES
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     at_call: bool = False
+    asked: bool = True
+    eval_runs: bool = True
 
 
 class NotTheModel(TraceError):
@@ -148,7 +152,9 @@ def prove(claim: Claim, call: Arguments, proving: Proving, earlier: Snapshot | N
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         for mode in proving.modes:
-            if reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
+            if mode == "eval" and (why := why_not_in_eval(claim.graphs)):
+                reasons[mode] = why
+            elif reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
                 reasons[mode] = reason
         before.nothing_ran()  # since each run put back what it had changed
     return reasons

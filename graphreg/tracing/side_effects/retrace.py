@@ -17,6 +17,7 @@ from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir.aliasing import Aliases
 from graphreg.ir.comparison import compared, difference
 from graphreg.ir.operations import Operations
+from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.imports import follow_imports
@@ -73,7 +74,9 @@ def trace_repeatable(
         # Code that mentions these may read a mode unnoticed, as may a class that defines ``training``.
         kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind is not nn.Module}
         is_noticed = before.code.mentioned.isdisjoint(("__dict__", "vars")) and not any("training" in vars(kind) for kind in kinds)
-        mode_reads.any = mode_reads.any or not is_noticed
+        if not is_noticed:
+            mode_reads.any = True
+            mode_reads.paths.update(dict.fromkeys(modules_by_path(model)))
 
         # the caller traces again, without the code of the new opaque modules
         if len(opaque) > known:

@@ -23,7 +23,7 @@ from graphreg.tracing.symbolic.holders import LEAF
 from graphreg.tracing.symbolic.opaque_functions import Tried
 from graphreg.tracing.symbolic.other_mode import literals_in_other_mode
 from graphreg.tracing.symbolic.tracer import SiteTracer
-from graphreg.tracing.train_eval_graphs import trace_both_modes
+from graphreg.tracing.train_eval_graphs import standing_in, trace_both_modes
 
 
 def _take_constants(model: nn.Module, graph: fx.Graph, before: set[str], constants: dict[str, torch.Tensor]) -> None:
@@ -97,7 +97,11 @@ def symbolic(
 
     try:
         # this also fills ``opaque`` and ``assumed``
-        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow)
+        failed = list[Exception]()
+        graphs = trace_both_modes(model, once, opaque, mode_reads, False, before, follow, failed)
+        if failed:
+            why = str(failed[0]) if isinstance(failed[0], GraphRegError) else refusal(model, tried.error or failed[0], bool(examples))
+            graphs = {**graphs, "eval": standing_in(graphs["train"], why)}
         return graphs, opaque, list(assumed), checkpoints, tracers
     except GraphRegError:
         raise
