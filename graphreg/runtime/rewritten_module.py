@@ -483,7 +483,14 @@ def _emitted(module: RewrittenModule, graph: fx.Graph) -> Any:
     """Generate the class's forward from a graph. This function is not a method, because the model may have an attribute of any name."""
     define_named_tuples(graph)
     module._graph = spelled(graph)
-    return generate_forward(module)
+    try:
+        return generate_forward(module)
+    except SyntaxError as error:
+        raise TraceError(
+            f"the code of {type(module).__name__}'s graph would be no Python: {(error.text or '').strip()}. The graph holds an object that "
+            "torch.fx writes down by its repr. Make the object outside of the forward, in a submodule or in a function that is marked with "
+            "torch.fx.wrap."
+        ) from error
 
 
 def _structure(module: nn.Module) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from enum import Enum
 from functools import cache
 from types import FrameType
 from typing import Any, NamedTuple
@@ -127,11 +128,20 @@ def defines_named_tuples() -> bool:
 
 
 def define_named_tuples(graph: fx.Graph) -> None:
-    """Make the code of a graph define the classes of the named tuples that the graph returns, if torch.fx does not do so."""
-    if not defines_named_tuples() and type(graph._codegen) is CodeGen:
+    """Make the code of a graph define the classes of the named tuples and enums that the graph returns, if torch.fx does not do so.
+
+    torch.fx (up to 2.13 at least) writes what is in a dict or a named tuple by ``repr``, and that of a member of an enum is no Python.
+    """
+    if type(graph._codegen) is CodeGen and (not defines_named_tuples() or _has_enum(graph.output_node().args[0])):
         emitter = Defining()
         vars(emitter).update(vars(graph._codegen))
         graph.set_codegen(emitter)
+
+
+def _has_enum(value: Any) -> bool:
+    if isinstance(value, dict):
+        return _has_enum((*value.keys(), *value.values()))
+    return any(map(_has_enum, value)) if isinstance(value, (tuple, list)) else isinstance(value, Enum)
 
 
 def define_in_copies(kind: type) -> None:
@@ -145,7 +155,7 @@ def define_in_copies(kind: type) -> None:
 
 
 class Defining(CodeGen):
-    """Generates the return statement of a graph as torch 2.12 does: the class of a named tuple is a global of the code."""
+    """Generates the return statement of a graph. The classes of named tuples and enums are globals of the code."""
 
     _namespace: Any = None
 
@@ -163,12 +173,18 @@ class Defining(CodeGen):
 
     def _written(self, value: Any) -> str:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            kind = type(value)
-            if kind not in self._names:
-                self._names[kind] = self._namespace.create_name(_get_qualified_name(kind), None)
-            return f"{self._names[kind]}{tuple(value)!r}"
+            return f"{self._name(type(value))}({', '.join(map(self._written, value))})"
+        if isinstance(value, Enum):
+            return f"{self._name(type(value))}" + (f"[{value.name!r}]" if value.name in type(value).__members__ else f"({value.value!r})")
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{self._written(key)}: {self._written(each)}' for key, each in value.items())}}}"
         if isinstance(value, list):
             return f"[{', '.join(map(self._written, value))}]"
         if isinstance(value, tuple):
             return f"({', '.join(map(self._written, value))}{',' * (len(value) == 1)})"
         return repr(value)
+
+    def _name(self, kind: type) -> str:
+        if kind not in self._names:
+            self._names[kind] = self._namespace.create_name(_get_qualified_name(kind), None)
+        return self._names[kind]

@@ -286,8 +286,13 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
 
 
 def refuse_arguments(model: nn.Module, call: Arguments | None) -> None:
-    """Raise TraceError if a call carries an iterator, which a trace would use up, or a container that contains itself."""
+    """Raise TraceError for an iterator, which a trace would use up, a container in itself, and attributes of a named tuple, in a call."""
     for value, within, _ in parts(call):
+        if isinstance(value, tuple) and hasattr(value, "_fields") and getattr(value, "__dict__", None):
+            raise TraceError(
+                f"the call carries a {type(value).__name__}, a named tuple with attributes ({listed([*vars(value)], _SHOWN)}), which a "
+                "copy of it has not. Pass them as arguments of their own."
+            )
         if hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):  # an object may hold a file
             raise TraceError(
                 f"the call carries an iterator, of class {type(value).__name__}, and a trace of {type(model).__name__} would use it up. "

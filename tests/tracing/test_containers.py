@@ -7,6 +7,7 @@ import pickle
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum, Flag, auto
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import ModelOutput
 
 import graphreg
 from graphreg.errors import TraceError
+from graphreg.tracing.proof.values import difference
 from lacking import needs_objects
 
 
@@ -60,6 +62,26 @@ class Output(ModelOutput):  # type: ignore[misc]  # transformers has no types
 Point = namedtuple("Point", "x y")
 
 
+class Pair(Point):
+    """Has a ``__dict__``."""
+
+
+def with_more(point: Any) -> Pair:
+    pair = Pair(*point)
+    pair.more = 1
+    return pair
+
+
+class Kind(Enum):
+    LOGITS = 1
+    LOSS = print  # whose repr is no Python
+
+
+class Ways(Flag):
+    LEFT = auto()
+    RIGHT = auto()
+
+
 def gathered(h: Tensor) -> Any:
     """Lists by name."""
     found: defaultdict[str, list[Tensor]] = defaultdict(list)
@@ -79,6 +101,9 @@ CARRIED: dict[str, Callable[[Tensor], Any]] = {
     "named tuple": lambda h: Point(h, [h * 2]),
     "dataclass": lambda h: Record(h, {"deep": h * 2}),
     "transformers' output": lambda h: Output(logits=h),
+    "enum": lambda h: (h, Kind.LOGITS),
+    "enums in a dict": lambda h: {"a": h, "kind": [Kind.LOSS], Kind.LOSS: Ways.LEFT},
+    "enums in a named tuple": lambda h: Point(h, (Kind.LOGITS, Ways.LEFT)),
     "nested": lambda h: {"a": gathered(h), "b": Point(Record(h), (Pile([Sub(c=h)]), None))},
 }
 WITH_LOSS: dict[str, Callable[[Tensor], Any]] = {
@@ -89,6 +114,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "factory without a name": lambda h: defaultdict(lambda: 0.0, a=h),
     "a defaultdict of its own": lambda h: Lists(list, {"a": h}),
     "made of something else": lambda h: Named("n", a=h),
+    "named tuple with more": lambda h: with_more(Point(h, h)),
     "deque": lambda h: deque([h]),
     "frozenset": lambda h: frozenset([h]),
     "UserDict": lambda h: UserDict(a=h),
@@ -154,8 +180,37 @@ def test_penalties_are_added_to_a_loss_in_it(case: str) -> None:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_no_graph_builds_again_is_refused(case: str) -> None:
-    with pytest.raises(TraceError, match=r"a \w+,? (which|whose).*Return a tuple, list, dict, named tuple or dataclass"):
+    what = r"a (\w+,? (which|whose)|named tuple of class Pair with)"
+    with pytest.raises(TraceError, match=rf"{what}.*Return a tuple, list, dict, named tuple or dataclass"):
         graphreg.regularize(Net(case), weight_l2=1.0, front_end="symbolic")
+
+
+def test_a_tuple_with_attributes_is_refused_as_an_argument() -> None:
+    class Takes(Net):
+        def forward(self, pair: Any) -> Any:
+            return self.layer(pair.x) * pair.more
+
+    pair = with_more(Point(torch.ones(3, 4), 1))
+    placed = graphreg.regularize_(Takes(""), weight_l2=1.0, scale=1)
+    for call in (lambda: graphreg.regularize(Takes(""), weight_l2=1.0, example_inputs=(pair,)), lambda: placed(pair)):
+        with pytest.raises(TraceError, match=r"^the call carries a Pair, a named tuple with attributes \(more\).*Pass them as arguments"):
+            call()
+
+
+def test_the_proof_compares_attributes_and_enums() -> None:
+    """torch.export gives the tuple without its attributes."""
+    with pytest.raises(TraceError, match=r"Pair of 3.*does not give the model's result|does not give the model's result.*Pair of"):
+        graphreg.regularize(Net("named tuple with more"), weight_l2=1.0, front_end="export", example_inputs=torch.ones(3, 4))
+    assert difference(Ways.LEFT, Ways.RIGHT) and not difference(Ways.LEFT, Ways.LEFT)
+
+
+def test_what_no_code_can_write_is_refused() -> None:
+    class Dicts(Net):
+        def forward(self, x: Tensor) -> Any:
+            return OrderedDict(a=self.layer(x), kind={"kind": Kind.LOGITS})
+
+    with pytest.raises(TraceError, match="^the code of Dicts's graph would be no Python: .*Make the object outside of the forward"):
+        graphreg.regularize(Dicts("dict"), weight_l2=1.0)
 
 
 def test_what_is_hidden_from_a_second_trace_is_not_told_as_assigned() -> None:

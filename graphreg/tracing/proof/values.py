@@ -56,7 +56,8 @@ def _contents(value: Any) -> dict[str, Any] | None:
     if isinstance(value, Mapping):
         return {f"[{key!r}]": item for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return {f"[{i}]": item for i, item in enumerate(value)}
+        more = {f".{name}": item for name, item in getattr(value, "__dict__", {}).items()}
+        return {f"[{i}]": item for i, item in enumerate(value)} | more
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f".{field.name}": getattr(value, field.name, None) for field in dataclasses.fields(value)}
     plain = isinstance(value, (type, FunctionType, Enum)) or not hasattr(value, "__dict__")
@@ -91,7 +92,7 @@ def difference(expected: Any, ours: Any, near: bool = False) -> str:
         return _different_facts(expected, ours) or _different_numbers(_dense(expected), _dense(ours), near)
     if type(expected) is not type(ours) or (isinstance(expected, ContainerShape) and expected != ours):
         return f"is {_kind(ours)}, and {_kind(expected)} in the model"
-    known = isinstance(expected, (int, float, complex, str, bytes, torch.dtype, torch.device, ContainerShape))
+    known = isinstance(expected, (int, float, complex, str, bytes, Enum, torch.dtype, torch.device, ContainerShape))
     same = not known or expected == ours or (is_nan(expected) and is_nan(ours))
     return "" if same else f"is {ours!r}, and {expected!r} in the model"
 
