@@ -29,6 +29,7 @@ from graphreg.torch_internals.torch_modes import is_exporting
 BLOCK, MODE = "graphreg_block", "graphreg_mode"  # attributes of a block object: its record; its mode, if it has no record
 CALLS = "graphreg_calls"  # the attribute of a placed block that holds its code; see placed_block.py
 _MADE_ANEW = (RULES, OUTSIDE, LOWERED, COMPILED_CALL, CALLS)  # attributes that copies and pickles leave out
+REPLACED = "{} of the rewritten module was replaced. Put the block back, or regularize the model with the new module."
 _classes: WeakKeyDictionary[type, type[Block]] = WeakKeyDictionary()
 
 
@@ -100,6 +101,8 @@ class Block(nn.Module):
         if graphreg_variant is None:
             raise GraphRegError(refusal(self.graphreg_kind.__name__, self.__dict__[BLOCK].path if BLOCK in self.__dict__ else ""))
         record = self.__dict__[BLOCK]
+        if not record.eager:  # a copy of the block alone
+            raise GraphRegError(REPLACED.format(f"the block {record.path!r}"))
         codes = record.compiled if torch.compiler.is_dynamo_compiling() and not is_exporting() else record.eager
         code, shown = codes[graphreg_variant]
         return code(self, shown, *values, *graphreg_keys)
@@ -192,9 +195,7 @@ def block_at(root: nn.Module, path: str) -> Block:
     for module in root.get_submodule(path).modules():
         if isinstance(module, Block) and (record := module.__dict__.get(BLOCK)) is not None and record.path == path:
             return module
-    raise GraphRegError(
-        f"the block {path!r} of the rewritten module was replaced. Put the block back, or regularize the model with the new module."
-    )
+    raise GraphRegError(REPLACED.format(f"the block {path!r}"))
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -43,7 +43,7 @@ def building(value: Any) -> Building | None:
         raise NotImplementedError(f"a {kind.__name__}, which a graph of torch.fx cannot hold. {_INSTEAD}")
     # a named tuple, which torch.fx rebuilds itself
     structured = hasattr(value, "_fields") or hasattr(value, "n_sequence_fields")
-    if structured and getattr(value, "__dict__", None):
+    if isinstance(value, tuple) and structured and getattr(value, "__dict__", None):
         raise NotImplementedError(f"a named tuple of class {kind.__name__} with attributes of its own. {_INSTEAD}")
     if kind in _PLAIN or structured or not isinstance(value, (dict, list, tuple)):
         return None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphreg.blocks.block import REPLACED
+from graphreg.blocks.shown_call import KEYS
 from graphreg.errors import GraphRegError, OtherInputs, TraceError, first_line
 from graphreg.ir.call_structures import CallText
 from graphreg.ir.module_record import STATE
@@ -175,8 +177,13 @@ def guarded(additions: str) -> Callable[..., Any]:
         rules = self._modules.get(additions)
         if rules is None:
             return nn.Module.__call__(self, *args, **kwargs)
-        with AroundCall(self, rules, args, kwargs, runs_compiled(self)) as around:
-            return around.after(nn.Module.__call__(self, *args, **kwargs))
+        try:
+            with AroundCall(self, rules, args, kwargs, runs_compiled(self)) as around:
+                return around.after(nn.Module.__call__(self, *args, **kwargs))
+        except TypeError as error:
+            if KEYS not in str(error):
+                raise
+            raise GraphRegError(REPLACED.format("a block")) from error  # a module that is no block has got the keywords of one
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from contextlib import redirect_stdout
 from io import StringIO
@@ -181,8 +182,14 @@ def test_a_block_is_called_by_the_whole_module_only() -> None:
 def test_a_block_that_was_replaced() -> None:
     module = regularized(Stack(2))
     module.layers[0] = Residual()
+    with pytest.raises(graphreg.GraphRegError, match=r"^a block of the rewritten module was replaced\. Put the block back, or regularize"):
+        module(torch.ones(1, 8))
     with pytest.raises(graphreg.GraphRegError, match=r"the block 'layers\.0' of the rewritten module was replaced"):
         module.recompile()
+    module = regularized(Stack(2))
+    module.layers[0] = copy.deepcopy(module.layers[0])
+    with pytest.raises(graphreg.GraphRegError, match=r"^the block 'layers\.0' of the rewritten module was replaced"):
+        module(torch.ones(1, 8))
 
 
 def test_operations_between() -> None:
