@@ -115,7 +115,8 @@ def propagate(
             continue
         # if the model does not run either, its own error is raised, and not one about its graph
         twin, grad = run_model(model, call, constants)
-        _take_modes(twin, model, mode)
+        if mode != "both":  # which runs in eval mode, too, where a batch norm takes one row
+            _take_modes(twin, model, mode)
         with torch.set_grad_enabled(grad or needs_gradients(graph)):
             _propagate_on_copy(twin, graph, values)
 
