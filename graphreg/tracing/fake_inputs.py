@@ -22,6 +22,7 @@ from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.tensors import with_attributes
+from graphreg.tracing.train_eval_graphs import mode_asked
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -115,7 +116,7 @@ def propagate(
             continue
         # if the model does not run either, its own error is raised, and not one about its graph
         twin, grad = run_model(model, call, constants)
-        if mode != "both":  # which runs in eval mode, too, where a batch norm takes one row
+        if any(node.target is mode_asked for node in graph.nodes):  # other graphs run in eval mode, where a batch norm takes one row
             _take_modes(twin, model, mode)
         with torch.set_grad_enabled(grad or needs_gradients(graph)):
             _propagate_on_copy(twin, graph, values)

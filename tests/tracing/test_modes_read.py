@@ -109,3 +109,20 @@ def test_each_way_to_read_one_is_followed(monkeypatch: pytest.MonkeyPatch, make:
     model = make()
     assert traces(monkeypatch, model) >= 2
     assert_both_modes_are_the_models(model, X)
+
+
+class TwoGraphs(Leaves):
+    """Reads the mode of a part, and branches on it, so each mode has a graph of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.drop.training else self.a(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sizes_of_two_graphs_are_found_in_either_mode(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    """Where fake tensors find nothing, graphs run on a copy: in a mode that fits what they assert."""
+    monkeypatch.setattr("graphreg.tracing.fake_inputs._propagate_on_fakes", lambda *_: False)
+    monkeypatch.setattr("graphreg.tracing.symbolic.tracer.SiteTracer.all_values", lambda *_: None)
+    traced = graphreg.trace(TwoGraphs().train(training), X, "symbolic", prove=False)
+    assert traced.graphs.keys() == {"train", "eval"}
+    assert {site.name: site.shape for site in traced.sites}["a"] == (3, 4)
