@@ -20,7 +20,7 @@ from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.train_eval import ModeGraphs, choose, not_in_eval
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
-from graphreg.tracing.side_effects.retrace import StatefulForward, or_make_opaque, trace_repeatable
+from graphreg.tracing.side_effects.retrace import StatefulForward, makes_opaque, or_make_opaque, trace_repeatable
 from graphreg.tracing.side_effects.snapshot import Snapshot
 
 _T = TypeVar("_T")
@@ -36,7 +36,8 @@ def _never(graph: fx.Graph) -> None:
 
 
 def trace_each_mode(
-    model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never, failed: list[Exception] | None = None
+    model: nn.Module, trace: Callable[[], fx.Graph], mode_reads: ModeReads, follow: Follow = _never,
+    left_out: Callable[[Exception], bool] = lambda error: False,
 ) -> ModeGraphs:  # fmt: skip
     """Trace the model in both modes, and merge the graphs if only literals differ. A forward that reads no mode is traced once.
 
@@ -50,10 +51,10 @@ def trace_each_mode(
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
         follow: Returns the literals in which the graph of the last trace differs from the model's present mode, as ``compared`` does; None
             if there are other differences, or if that is not certain. Without it, the other mode is always traced.
-        failed: Filled with the error of a trace in eval mode that fails. Without it, the error is raised.
+        left_out: Returns whether eval mode is left out if its trace fails with this error, which is raised otherwise.
 
     Returns:
-        ``{"both": graph}`` or ``{"train": graph, "eval": graph}``; ``{"train": graph}`` if ``failed`` has an error.
+        ``{"both": graph}`` or ``{"train": graph, "eval": graph}``; ``{"train": graph}`` if eval mode is left out.
     """
     modes = {module: module.training for module in model.modules()}
     train = _in_mode(modes, lambda m: True, trace)
@@ -70,13 +71,10 @@ def trace_each_mode(
     read = dict(mode_reads.paths)
     try:
         evaluation = _in_mode(modes, lambda m: False, trace)
-    except StatefulForward:  # a submodule may have to be opaque
-        raise
     except Exception as error:
         raise_interrupt(error)
-        if failed is None:
+        if not left_out(error):
             raise
-        failed.append(error)
         return {"train": _for_present_modes(model, modes, train, trace, read)}
     same, differing = compared(train, evaluation)
     readers = mode_reads.readers
@@ -164,8 +162,15 @@ def trace_both_modes(
         mode_reads: Filled by ``trace`` with the modes that the forward reads.
         run: Whether opaque modules run during a trace.
         earlier: A snapshot of the model, since which nothing has changed.
-        follow, failed: As in ``trace_each_mode``.
+        follow: As in ``trace_each_mode``.
+        failed: Filled with the error of a trace in eval mode that fails, whereupon eval mode is left out. Without it, the error is raised.
     """
+
+    def left_out(error: Exception) -> bool:
+        if failed is None or (isinstance(error, StatefulForward) and makes_opaque(error, opaque)):
+            return False
+        failed.append(error)
+        return True
 
     def repeatable() -> fx.Graph:
         return trace_repeatable(model, trace, opaque, mode_reads, run, earlier)
@@ -175,7 +180,7 @@ def trace_both_modes(
         mode_reads.readers.clear()
         if failed:
             failed.clear()
-        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads, follow, failed), opaque)
+        graphs = or_make_opaque(lambda: trace_each_mode(model, repeatable, mode_reads, follow, left_out), opaque)
         if graphs is not None and len(opaque) == before:
             return graphs
 

@@ -49,6 +49,16 @@ class Unfinished(Tagger):
         raise NotImplementedError("decoding is not made yet")
 
 
+class Remembers(Tagger):
+    """Adds, in eval mode, what its last call has left behind."""
+
+    last: Any = 0
+
+    def decode(self, scores: Tensor) -> Any:
+        self.last = self.last + scores.mean()
+        return self.last + scores
+
+
 def _batch(rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(rows)
     return torch.randint(0, 20, (rows, 6), generator=generator), torch.randint(0, 5, (rows, 6), generator=generator)
@@ -66,9 +76,10 @@ def _frozen(model: Any, i: int) -> None:
 
 
 @pytest.mark.parametrize("turn", [lambda model, i: model.train(i != 2), _one_in_eval, _frozen], ids=["eval between", "a part", "frozen"])
-def test_training_is_that_of_the_plain_model(turn: Callable[[Any, int], Any]) -> None:
+@pytest.mark.parametrize("kind", [Tagger, Remembers])
+def test_training_is_that_of_the_plain_model(kind: type[nn.Module], turn: Callable[[Any, int], Any]) -> None:
     """Loss by loss, answer by answer, with the modes of submodules changed between the steps."""
-    plain = Tagger()
+    plain = kind()
     ours = graphreg.regularize_(copy.deepcopy(plain), hidden_dropout=0.0, weight_l2=0.0, scale=1)
 
     def run(model: nn.Module) -> list[Any]:
@@ -84,7 +95,7 @@ def test_training_is_that_of_the_plain_model(turn: Callable[[Any, int], Any]) ->
                 optimizer.zero_grad()
                 given.append(loss.detach())
             else:
-                given.append(model(words))
+                given += [model(words), model(words)]
         return [*given, torch.rand(2), dict(model.state_dict())]
 
     torch.testing.assert_close(run(ours), run(plain), rtol=0, atol=0)
@@ -113,7 +124,7 @@ def test_with_example_inputs_in_eval_mode(kind: type[nn.Module]) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [Tagger, Unfinished])
+@pytest.mark.parametrize("kind", [Tagger, Unfinished, Remembers])
 def test_refused_where_eval_mode_runs_the_graph(kind: type[nn.Module]) -> None:
     """``regularize``; in place with ``eval_penalties``; noise in eval mode."""
     cure = r"That is in eval mode; in train mode it can be traced. Regularize it in place.*regularize_, without eval_penalties=True"
@@ -124,5 +135,8 @@ def test_refused_where_eval_mode_runs_the_graph(kind: type[nn.Module]) -> None:
         graphreg.regularize_(copy.deepcopy(model), hidden_dropout=0.5, eval_penalties=True)(*_batch(3))
     placed = graphreg.regularize_(model, hidden_dropout=0.5)
     placed(*_batch(3))
-    with pytest.raises(TraceError, match=f"{kind.__name__} cannot be traced symbolically at "), graphreg.noise_on(placed.eval()):
+    with (
+        pytest.raises(TraceError, match=rf"{kind.__name__}(\.forward changes self\.last for| cannot be traced symbolically at) "),
+        graphreg.noise_on(placed.eval()),
+    ):
         placed(*_batch(3))

@@ -213,13 +213,18 @@ def or_make_opaque(trace: Callable[[], _T], opaque: dict[str, str]) -> _T | None
     try:
         return trace()
     except StatefulForward as error:
-        if not error.paths or error.paths <= opaque.keys():
+        if not makes_opaque(error, opaque):
             raise
         opaque.update(dict.fromkeys(sorted(error.paths), "its forward changes what its next call reads"))
         return None
     except FunctionNeeded as needed:
         opaque.update(needed.opaque)
         return None
+
+
+def makes_opaque(error: StatefulForward, opaque: dict[str, str]) -> bool:
+    """Return whether the forward is no longer stateful if further submodules are opaque."""
+    return bool(error.paths - opaque.keys())
 
 
 class StatefulForward(TraceError):
