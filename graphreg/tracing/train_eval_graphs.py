@@ -6,7 +6,7 @@ the other mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from graphreg.ir.call_records import doubt_plain
 from graphreg.ir.comparison import Literals, compared, flat, name_of
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.train_eval import ModeGraphs, choose, not_in_eval
+from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import StatefulForward, makes_opaque, or_make_opaque, trace_repeatable
@@ -63,22 +64,29 @@ def trace_each_mode(
 
     # To run the forward in eval mode along the graph of train mode takes half the time of a trace.
     if not mode_reads.readers and (literals := _in_mode(modes, lambda m: False, lambda: follow(train))) is not None:
-        _read_modes(train, literals, {})
+        _read_modes(train, literals, _readers_themselves(model, literals, [train], mode_reads))
         if literals:
             doubt_plain(train, None)
         return {"both": train}
 
-    read = dict(mode_reads.paths)
+    read = {True: dict(mode_reads.paths)}
+    mode_reads.paths.clear()
     try:
         evaluation = _in_mode(modes, lambda m: False, trace)
     except Exception as error:
         raise_interrupt(error)
         if not left_out(error):
             raise
-        return {"train": _for_present_modes(model, modes, train, trace, read)}
-    same, differing = compared(train, evaluation)
+        evaluation = None
+    read[False] = dict(mode_reads.paths)
+    mode_reads.paths.update(read[True])
+
     readers = mode_reads.readers
-    owners, asserted = _mode_dependence(model, trace, readers, train, evaluation) if readers else ({}, [])
+    same, differing, owners, asserted = False, dict[str, Literals](), LiteralOwners(), list(readers)
+    if evaluation is not None:
+        same, differing = compared(train, evaluation)
+        owners, asserted = _mode_dependence(model, trace, readers, train, evaluation) if readers else ({}, [])
+        owners = {**_readers_themselves(model, differing, [train, evaluation], mode_reads), **owners}
     if same:
         doubt_plain(train, evaluation)
         _read_modes(train, differing, owners)
@@ -87,30 +95,82 @@ def trace_each_mode(
 
     # The user has put these submodules into another mode than the model, such as a frozen encoder.
     apart = {m for m, mode in modes.items() if mode != model.training}
-    if apart and model.training:
-        train = _in_mode(modes, lambda m: m not in apart, trace)
-    elif apart:
-        evaluation = _in_mode(modes, lambda m: m in apart, trace)
-    for graph, mode in ((train, True), (evaluation, False)):
-        _read_modes(graph, differing, owners)
+    graphs = [graph for graph in (train, evaluation) if graph is not None]
+    in_both = set[str].intersection(*({scope_of(node) for node in graph.nodes} for graph in graphs)) if evaluation is not None else set()
+    found = {}
+    for mode, traced in zip((True, False), graphs, strict=False):
+        own = [path for path in read[mode] if path and path not in readers]
+        branching, literals = _own_modes(model, mode, traced, own, in_both, trace, follow)
+        literals |= differing
+        among = {**_readers_themselves(model, literals, [traced], mode_reads), **owners}
         # after ``train()`` or ``eval()`` all submodules have the mode of the model
         set_apart = apart if mode == model.training else set()
-        _assert_modes(graph, {path: (model.get_submodule(path) not in set_apart) == mode for path in asserted})
-    return {"train": train, "eval": evaluation}
+
+        def in_mode(module: nn.Module, mode: bool = mode, set_apart: set[nn.Module] = set_apart) -> bool:
+            return (module not in set_apart) == mode
+
+        graph = _in_mode(modes, in_mode, trace) if set_apart else traced
+        _read_modes(graph, literals, among)
+        _assert_modes(graph, {path: in_mode(model.get_submodule(path)) for path in (*asserted, *branching)})
+        found["train" if mode else "eval"] = graph
+    return found
 
 
-def _for_present_modes(
-    model: nn.Module, modes: Mapping[nn.Module, bool], train: fx.Graph, trace: Callable[[], fx.Graph], read: Mapping[str, None]
-) -> fx.Graph:
-    """Return the graph of a model's train mode that asserts the modes of the submodules at the paths ``read``.
+def _own_modes(
+    model: nn.Module, mode: bool, graph: fx.Graph, paths: Sequence[str], in_both: set[str], trace: Callable[[], fx.Graph], follow: Follow
+) -> tuple[Sequence[str], dict[str, Literals]]:
+    """Find out what in the graph of one mode depends on the modes of submodules that these read themselves.
 
-    Without a graph of eval mode, nobody knows which of the graph's literals they decide. If a submodule has another mode than the model,
-    that graph is traced; ``train`` is the one for which all have the same.
+    These submodules are put into the other mode: first all of them together, then those that have values in the graphs of both modes, and
+    so seem to decide nothing but literals.
+
+    Args:
+        model: The model.
+        mode: Whether the graph is that of train mode.
+        graph: The graph.
+        paths: The submodules.
+        in_both: The paths of modules that have values in the graphs of both modes.
+        trace, follow: As in ``trace_each_mode``.
+
+    Returns:
+        A pair: the paths of the submodules on whose modes the graph's structure may depend, and a dict of the literals that depend on those
+        of the others.
     """
-    apart = {module for module, mode in modes.items() if not mode} if model.training else set[nn.Module]()
-    graph = _in_mode(modes, lambda m: m not in apart, trace) if apart else train
-    _assert_modes(graph, {path: model.get_submodule(path) not in apart for path in read if path})
-    return graph
+    modes = {module: module.training for module in model.modules()}
+    for rest in (list(paths), [path for path in paths if path in in_both]):
+        alone = set(map(model.get_submodule, rest))
+        if not alone:
+            continue
+
+        def in_mode(module: nn.Module, alone: set[nn.Module] = alone) -> bool:
+            return (module not in alone) == mode
+
+        try:
+            literals = _in_mode(modes, in_mode, lambda: follow(graph))
+            same, other = (True, literals) if literals is not None else compared(graph, _in_mode(modes, in_mode, trace))
+        except Exception as error:  # the forward takes a branch that cannot be traced
+            raise_interrupt(error)
+            continue
+        if same:
+            ordered = other if mode else {name: {i: (b, a) for i, (a, b) in found.items()} for name, found in other.items()}
+            return [path for path in paths if path not in rest], ordered
+    return paths, {}
+
+
+def _readers_themselves(
+    model: nn.Module, literals: Mapping[str, Literals], graphs: Sequence[fx.Graph], mode_reads: ModeReads
+) -> LiteralOwners:
+    """Return the owner of each literal that a module gets from a module around it, which reads its own mode and passes it on."""
+    modules = modules_by_path(model)
+    reading = {modules[path] for path in mode_reads.paths if path in modules}
+    owners = LiteralOwners()
+    for node in (node for graph in graphs for node in graph.nodes if name_of(node) in literals):
+        path = scope_of(node)
+        while path and modules.get(path) not in reading:
+            path = path.rpartition(".")[0]
+        if path != scope_of(node) and modules.get(path) in reading:
+            owners |= {(name_of(node), i): path for i in literals[name_of(node)]}
+    return owners
 
 
 def _mode_dependence(
@@ -214,9 +274,9 @@ def mode_asked(mode: bool, expected: bool, name: str) -> None:
     """Raise if a submodule, whose mode the forward of another module reads, has another mode than the graph assumes."""
     if mode != expected:
         raise OtherInputs(
-            f"the model's forward reads self.{name}.training and branches on it. It is {mode} now, but the graph was traced with "
-            f"{expected}. Put {name} and the module that reads its mode into the same mode, or regularize with {name} in the mode that it "
-            "should have."
+            f"the model's forward branches on self.{name}.training, which is {mode} now. The graph was traced with {expected}. Put {name} "
+            f"back into that mode; or regularize the model with {name} in the other one; or regularize it in place, where it is traced "
+            "again (graphreg.regularize_)."
         )
 
 
