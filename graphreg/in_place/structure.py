@@ -138,7 +138,9 @@ class StructureGraph:
             the graph.
         rules: The container of the module's runtime modules.
         frozen: The parameters whose ``requires_grad`` the graph asserts.
-        known: The inputs with which the graph has run. An element has what ``shapes_of`` returns for a call, and the flags of ``frozen``.
+        parts: The submodules whose modes it asserts.
+        known: The inputs with which the graph has run. An element has what ``shapes_of`` returns for a call, and the flags of ``frozen``
+            and modes of ``parts``.
     """
 
     module: RewrittenModule
@@ -151,6 +153,7 @@ class StructureGraph:
     held: Any
     models_hooks: tuple[Any, ...] = ()
     frozen: tuple[Tensor, ...] = ()
+    parts: tuple[nn.Module, ...] = ()
     rules: Rules = field(init=False)
     known: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -168,7 +171,7 @@ class StructureGraph:
         return self._with_flags(shapes) in self.known
 
     def _with_flags(self, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (*shapes, *(parameter.requires_grad for parameter in self.frozen))
+        return (*shapes, *(parameter.requires_grad for parameter in self.frozen), *(part.training for part in self.parts))
 
     def refuse_hooks(self) -> None:
         """Raise GraphRegError if an inlined module has a hook: the graph does not call the module, so the hook would not run."""
@@ -260,6 +263,8 @@ def traced_for(
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
     flags = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is decided_flag}
     made.frozen = tuple(attribute_of(model, path) for path in flags)
+    paths = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is mode_asked}
+    made.parts = tuple(map(model.get_submodule, paths))
     made.refuse_hooks()
     return made
 
