@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+from torch.distributions import Distribution
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch, is_fx_symbolic_tracing
 from torch.fx.graph import CodeGen, PythonCode, _illegal_names, _Namespace, _register_custom_builtin, _snake_case
 from torch.fx.node import _get_qualified_name
@@ -41,6 +42,22 @@ def take_checks(changes: Changes, passes: Callable[[fx.Proxy], bool]) -> None:
 
 
 _CHECK = "_check_with"
+
+
+def take_shapes_of_samples(changes: Changes) -> None:
+    """Until the block of ``changes`` ends, distributions whose shapes are traced draw samples of traced shapes.
+
+    ``torch.Size(shape)``, which they call, would take the sizes of the trace for those of all calls.
+    """
+    original = Distribution._extended_shape
+
+    def shape(of: Any, sample_shape: Any = ()) -> Any:
+        parts = sample_shape, of._batch_shape, of._event_shape
+        if not any(issubclass(type(part), fx.Proxy) for part in parts):
+            return original(of, torch.Size(sample_shape))
+        return torch.Size(sample_shape) + of._batch_shape + of._event_shape
+
+    changes.put(Distribution, "_extended_shape", shape)
 
 
 def traces_here() -> bool:

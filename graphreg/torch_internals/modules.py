@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import module as module_functions
 from torch.nn.modules import transformer
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
 
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.other_threads import only_here
@@ -281,3 +282,12 @@ def plain_transformers(changes: Changes) -> None:
     ``torch.backends.mha.set_fastpath_enabled`` is a switch for all threads. So the function replaces the one that the layers ask.
     """
     changes.put(torch.backends.mha, "get_fastpath_enabled", only_here(lambda: False, torch.backends.mha.get_fastpath_enabled))
+
+
+def without_cached_weights(changes: Changes) -> None:
+    """Compute parametrized weights anew, also within ``parametrize.cached()``, until the block of ``changes`` ends; leave its cache alone.
+
+    Otherwise the cache would have fake tensors, or those of a run whose graph autograd has forgotten.
+    """
+    changes.put(parametrize, "_cache_enabled", 0)
+    changes.put(parametrize, "_cache", {})

@@ -30,6 +30,7 @@ Globals = dict[str, Any]
 # values of these types belong to no global namespace
 _DATA = frozenset({bool, int, float, complex, str, bytes, type(None), tuple, list, dict, set, frozenset})
 _NUMBERS = {torch.SymInt: 0, torch.SymFloat: 0.0, torch.SymBool: False}
+_DISTRIBUTIONS = tuple(vars(each) for each in vars(torch.distributions).values() if isinstance(each, types.ModuleType))
 _WRAPPERS = (functools.partial, types.MethodType, staticmethod, classmethod, property)
 _DECORATED = (types.FunctionType, functools._lru_cache_wrapper)
 
@@ -50,14 +51,14 @@ def model_globals(root: nn.Module) -> Namespaces:
 def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
     """Within the block, make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values.
 
-    They do so in code whose globals are in ``places``. ``isinstance`` also works in
-    ``torch.is_tensor`` and ``torch.jit.isinstance``.
+    They do so in code whose globals are in ``places``. ``isinstance`` also works in ``torch.is_tensor``,
+    ``torch.jit.isinstance`` and torch's distributions.
     """
     models = list(places)
     answers = {"isinstance": traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
     with Changes() as changes, changes:
         for name, function in answers.items():
-            changes.put_into([*models, *((vars(torch), jit_namespace()) if name == "isinstance" else ())], name, function)
+            changes.put_into([*models, *((vars(torch), jit_namespace(), *_DISTRIBUTIONS) if name == "isinstance" else ())], name, function)
         yield
 
 

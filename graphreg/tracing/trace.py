@@ -37,6 +37,7 @@ from graphreg.torch_internals.modules import (
     modules_by_path,
     parameters_by_name,
     put_global_hooks_aside,
+    without_cached_weights,
 )
 from graphreg.torch_internals.other_threads import alone
 from graphreg.torch_internals.patching import Changes, raise_interrupt
@@ -235,6 +236,7 @@ def traced_for_call(
         alone(changes)
         restore_after_trace(changes)
         put_global_hooks_aside(changes)
+        without_cached_weights(changes)
         at_rest(changes)
         deep_enough(model, changes)
         see_through_checkpoints(model, changes)

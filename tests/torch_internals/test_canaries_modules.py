@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphreg.torch_internals import hooked_calls, modules
@@ -193,3 +194,13 @@ def test_plain_transformers() -> None:
         modules.plain_transformers(changes)
         assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_without_cached_weights() -> None:
+    layer = parametrizations.orthogonal(nn.Linear(2, 2))
+    with parametrize.cached():
+        weight = layer.weight
+        with Changes() as changes, changes:
+            modules.without_cached_weights(changes)
+            assert layer.weight is not layer.weight
+        assert layer.weight is weight

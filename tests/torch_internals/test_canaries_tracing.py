@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Normal
 
 import graphreg
 from canary import Seen, compiled
@@ -323,3 +324,21 @@ def test_take_checks() -> None:
     assert len(asked) == 2
     with pytest.raises(ValueError, match="no"):
         torch._check_value(False, lambda: "no")
+
+
+def test_take_shapes_of_samples() -> None:
+    """Which method gives a distribution the shape of a sample."""
+    traced, x = list[Any](), torch.ones(2, 3)
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Any = Normal(torch.zeros(2, 3), 1.0)
+            found._batch_shape = x.shape
+            traced.append(found._extended_shape((4,)))
+            return x
+
+    with Changes() as changes, changes:
+        fx_internals.take_shapes_of_samples(changes)
+        assert Normal(x, x).rsample((4,)).shape == (4, 2, 3)  # type: ignore[arg-type]
+        fx.Tracer().trace(Net())
+    assert isinstance(traced[0], fx.Proxy)

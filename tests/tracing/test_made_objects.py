@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Normal, kl_divergence
 
 import graphreg
 from graphreg import TraceError
@@ -102,3 +103,39 @@ def test_equal_functions_are_one() -> None:
     assert functions[0] is functions[1] and len(set(map(id, functions))) == 5
     assert copy.deepcopy(functions[0]) is functions[0] and pickle.loads(pickle.dumps(functions[0])) is functions[0]
     assert making(Result(1), lambda value: isinstance(value, Tensor), ()) is None  # nothing in it is traced
+
+
+class Actor(nn.Module):
+    """Asks distributions for what torch checks by ``isinstance``."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 4), kind
+
+    def forward(self, x: Tensor, action: Any = None) -> Any:
+        h = self.layer(x)
+        if self.kind == "categorical":
+            found: Any = Categorical(logits=h)
+            action = found.sample() if action is None else action
+        else:
+            found = Normal(h, torch.exp(h.clamp(-5, 2)))
+            action = found.rsample()
+        more = kl_divergence(found, Normal(0.0, 1.0)) if self.kind == "normal" else found.entropy()
+        return action, found.log_prob(action), more
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("kind", ["categorical", "normal"])
+def test_an_actor_of_reinforcement_learning(kind: str, in_place: bool) -> None:
+    plain = Actor(kind)
+    theirs = copy.deepcopy(plain)
+    ours = graphreg.regularize_(plain, weight_l2=0.0, scale=1) if in_place else graphreg.regularize(plain, weight_l2=0.0, example_inputs=X)
+    for rows in (2, 5):
+        given = []
+        for model in (ours, theirs):
+            torch.manual_seed(rows)
+            output = model(torch.linspace(0, 1, 3 * rows).view(rows, 3))
+            output = getattr(output, "output", output)
+            gradients = torch.autograd.grad(output[1].sum() + output[2].sum(), list(model.parameters()))
+            given.append((output, gradients, torch.rand(1)))
+        torch.testing.assert_close(*given, rtol=0, atol=0)

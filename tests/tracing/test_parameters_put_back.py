@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import graphreg
 
@@ -109,6 +110,17 @@ class Recorded(Sub):
         return self.k(x).detach()  # type: ignore[no-any-return]
 
 
+class Statistics(Sub):
+    """Its running statistics are parameters, into which a batch norm writes: its schema does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.var = (nn.Parameter(start, requires_grad=False) for start in (torch.zeros(3), torch.ones(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(self.k(x), self.mean, self.var, training=self.training)
+
+
 class Steps(Sub):
     """Trains a part of itself, as test-time training does."""
 
@@ -133,7 +145,7 @@ class StepsBySgd(Steps):
     make = staticmethod(lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9))
 
 
-KINDS = [Momentum, Binarized, Turned, Greedy, Decays, Zeroed, Hooks, Freezes, Recorded, Steps, StepsBySgd]
+KINDS = [Momentum, Binarized, Turned, Greedy, Decays, Zeroed, Hooks, Freezes, Recorded, Statistics, Steps, StepsBySgd]
 
 
 def made(kind: type[nn.Module]) -> Any:
@@ -235,3 +247,21 @@ def test_gradients_that_a_submodule_clips_are_put_back(how: str) -> None:
     else:
         graphreg.regularize(model, weight_l2=0.1, example_inputs=x if how == "inputs" else None)
     assert all(bool((parameter.grad == 0.5).all()) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_within_cached_parametrizations(warm: bool) -> None:
+    """A trace and a proof leave torch's cache of weights alone, in which there would be fake tensors."""
+
+    def run(wrap: Callable[[nn.Module], Any]) -> Any:
+        torch.manual_seed(0)
+        model = wrap(nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)), nn.ReLU(), nn.Linear(3, 2)))
+        if warm:
+            model(X)
+        with nn.utils.parametrize.cached():
+            (model(X).mean() + model(X * 2).mean()).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    theirs = run(lambda model: model)
+    torch.testing.assert_close(run(lambda model: graphreg.regularize_(model, weight_l2=0.0, scale=1)), theirs)
+    torch.testing.assert_close(run(lambda model: graphreg.regularize(model, weight_l2=0.0, penalties="attach", scale=1)), theirs)

@@ -238,6 +238,11 @@ class _Communicates(Exception):
     """Raised in place of a collective operation."""
 
 
+def _is_written(argument: Any) -> bool:
+    """Return whether an operator may write into an argument. The schemas of batch norms leave that out."""
+    return (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in ("running_mean", "running_var")
+
+
 class _WriteWatch(TorchDispatchMode):
     """Saves each watched tensor before an operation first writes into it, so that it can be put back. Refuses collectives if asked."""
 
@@ -260,7 +265,8 @@ class _WriteWatch(TorchDispatchMode):
         kind = self._kinds.get(func)
         if kind is None:
             schema = schema_of(func)
-            kind = "communicates" if communicates(func) else "writes" if schema is not None and schema.is_mutable else ""
+            writes = schema is not None and (schema.is_mutable or any(map(_is_written, schema.arguments)))
+            kind = "communicates" if communicates(func) else "writes" if writes else ""
             self._kinds[func] = kind
         if kind == "writes":
             self._save(func, args, kwargs or {})
@@ -270,7 +276,7 @@ class _WriteWatch(TorchDispatchMode):
 
     def _save(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         for i, argument in enumerate(schema_of(func).arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+            if not _is_written(argument):
                 continue
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             for tensor in pytree.tree_leaves(value):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphreg.torch_internals.modules import plain_transformers
+from graphreg.torch_internals.modules import plain_transformers, without_cached_weights
 from graphreg.torch_internals.other_threads import alone
 from graphreg.torch_internals.patching import Changes
 
@@ -55,6 +55,7 @@ def alike(model: nn.Module) -> Iterator[Generators]:
     attention = [inner for inner in model.modules() if isinstance(inner, _FAST)]
     takes_fast_path = any(not any(parameter.requires_grad for parameter in inner.parameters()) for inner in attention)
     with Changes() as changes, changes, ExitStack() as stack:
+        without_cached_weights(changes)
         if takes_fast_path:
             # the switch of the fast path is one for all threads
             alone(changes)

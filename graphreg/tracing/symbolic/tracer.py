@@ -35,7 +35,7 @@ from graphreg.ir.source_location import origin_now
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.checkpointing import through_checkpoints
 from graphreg.torch_internals.fake_tensors import instead_of_importing_dynamo
-from graphreg.torch_internals.fx import take_as_one, take_checks
+from graphreg.torch_internals.fx import take_as_one, take_checks, take_shapes_of_samples
 from graphreg.torch_internals.global_state import autocast_depth
 from graphreg.torch_internals.modules import (
     FORWARD_HOOKS,
@@ -237,6 +237,7 @@ class SiteTracer(DecisionTracer):
         ):
             instead_of_importing_dynamo(changes, self.require_table)
             take_checks(changes, self.passes)
+            take_shapes_of_samples(changes)
             yield
 
     @contextmanager
