@@ -200,5 +200,6 @@ def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site])
     if sites and not any(parameters[site.name].requires_grad for site in sites):
         raise RegularizerError(
             f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
-            f"({', '.join(site.name for site in sites[:3])}), so it would train nothing. Unfreeze one, or leave the penalty out."
+            f"({', '.join(site.name for site in sites[:3])}), so it would train nothing. Unfreeze one, or leave the penalty out. "
+            "A copy that is not trained, such as a teacher, needs no penalty: graphreg.strip_(copy), or copy.eval()."
         )

@@ -184,6 +184,13 @@ def guarded(additions: str) -> Callable[..., Any]:
             if KEYS not in str(error):
                 raise
             raise GraphRegError(REPLACED.format("a block")) from error  # a module that is no block has got the keywords of one
+        except AttributeError as error:
+            if "no attribute 'parametrizations'" not in str(error):
+                raise
+            raise GraphRegError(
+                f"the graph of {type(self).__name__} computes a parametrization that was removed from its layer after graphreg.regularize. "
+                "Regularize the model again, or in place, where it is traced again (graphreg.regularize_)."
+            ) from error
 
     skip_frame(call)  # so Dynamo compiles the forward of each module, and not this code object, which all modules share
     return call

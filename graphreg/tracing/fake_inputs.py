@@ -118,8 +118,14 @@ def propagate(
         twin, grad = run_model(model, call, constants)
         if any(node.target is mode_asked for node in graph.nodes):  # other graphs run in eval mode, where a batch norm takes one row
             _take_modes(twin, model, mode)
-        with torch.set_grad_enabled(grad or needs_gradients(graph)):
-            _propagate_on_copy(twin, graph, values)
+        for is_on in {grad or needs_gradients(graph), True}:  # a forward may switch gradients on for itself, and its graph does not
+            try:
+                with torch.set_grad_enabled(is_on):
+                    _propagate_on_copy(twin, graph, values)
+                break
+            except TraceError:
+                if is_on:
+                    raise
 
 
 def _copy_of(model: nn.Module) -> nn.Module:

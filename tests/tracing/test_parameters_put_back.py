@@ -265,3 +265,42 @@ def test_within_cached_parametrizations(warm: bool) -> None:
     theirs = run(lambda model: model)
     torch.testing.assert_close(run(lambda model: graphreg.regularize_(model, weight_l2=0.0, scale=1)), theirs)
     torch.testing.assert_close(run(lambda model: graphreg.regularize(model, weight_l2=0.0, penalties="attach", scale=1)), theirs)
+
+
+class Forces(nn.Module):
+    """Switches gradients on for itself, so it runs under no_grad, and its graph does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            place = place.detach().requires_grad_()
+            energy = self.other(torch.tanh(self.one(place))).sum()
+            return energy, -torch.autograd.grad(energy, place, create_graph=True)[0]
+
+
+def test_a_forward_that_switches_gradients_on() -> None:
+    plain = Forces()
+    ours = graphreg.regularize(copy.deepcopy(plain), hidden_l1=0.0, penalties="attach", scale=1, example_inputs=X)
+    given = []
+    for model in (plain, ours):
+        energy, forces = model(X)
+        (energy + forces.square().sum()).backward()
+        given.append((energy, forces, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(*given)
+
+
+@pytest.mark.parametrize("how", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_parametrization_that_is_removed(how: Callable[[nn.Module], nn.Module]) -> None:
+    """As before inference."""
+    model = nn.Sequential(how(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    module = graphreg.regularize(model, weight_l2=1.0)
+    module(X)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    for mode in (True, False):
+        with pytest.raises(
+            graphreg.GraphRegError, match="^the graph of Sequential computes a parametrization that was removed from its layer"
+        ):
+            module.train(mode)(X)
