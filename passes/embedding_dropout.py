@@ -8,7 +8,7 @@ from graphreg import Noise, Site, Splice
 
 
 class EmbeddingDropout(Splice, keys=("embedding_dropout",), on="parameters"):
-    """Zeroes whole rows of an embedding's table at random, so that a word is missing wherever it occurs, and scales the other rows.
+    """Zeroes whole rows of an embedding table at random, so that the word of such a row is missing everywhere. The other rows are scaled.
 
     Formula: ``w m / (1 - weight)``, where m is 0 with probability ``weight``, else 1. Only an ``nn.Embedding`` or ``nn.EmbeddingBag`` reads
     the result. Any other layer that shares the table, such as a tied output layer, reads the unchanged table.
@@ -18,7 +18,8 @@ class EmbeddingDropout(Splice, keys=("embedding_dropout",), on="parameters"):
         weight: The probability that a row is zeroed, 0 <= weight < 1.
 
     Draws: one m for each row in each call. The whole batch shares the draw.
-    Default sites: the first table that an input of the model indexes, and all other tables that the same input indexes.
+    Default sites: the first table that an input of the model indexes, in the order of ``named_parameters()``, and all other tables that the
+    same input indexes.
     Source: Gal & Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, NIPS 2016, section 4.2; Merity,
     Keskar & Socher, Regularizing and optimizing LSTM language models, ICLR 2018, section 4.3.
     """
