@@ -25,6 +25,7 @@ from graphreg.runtime.result import output_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.stateful import owned_by
 from graphreg.session.hosts import graphs_of
+from graphreg.torch_internals.torch_modes import gradients_switched
 from graphreg.tracing.trace import Traced
 
 
@@ -147,8 +148,13 @@ def _trained(graph: fx.Graph, module: RewrittenModule, aliases: Aliases) -> set[
     owners = {name.rpartition(".")[0] for name in trains}
     prefixes = {".".join(owner.split(".")[:i]) for owner in owners for i in range(1, owner.count(".") + 2)}
     reached, written = set[fx.Node](), set[fx.Node]()  # ``written``: the bases of the values that such a node writes into
+    is_off = False  # in a block of ``torch.no_grad``
     for n in graph.nodes:
-        if (
+        if n.target is gradients_switched:
+            is_off = n.args[0] is False
+        elif is_off:
+            continue
+        elif (
             not reached.isdisjoint(n.all_input_nodes)
             or (n.op == "get_attr" and n.target in trains) or (n.op == "call_module" and n.target in prefixes) or n.meta.get(BOUNDARY)
             or (n.op == "call_module" and any(p.requires_grad for p in owned_by(module.get_submodule(str(n.target)))))

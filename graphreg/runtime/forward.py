@@ -40,7 +40,7 @@ Forwards = Mapping[str, Callable[..., Any]]
 
 def chosen(
     forwards: Forwards, compiled: Forwards, writer: CallText | None, additions: str, derivatives: Sequence[str], enters_levels: bool,
-    caught: frozenset[str],
+    caught: frozenset[str], switches_gradients: bool,
 ) -> Callable[..., Any]:
     """Build the class's ``forward``: it refuses to be traced again, checks arguments, and runs the code of the present mode.
 
@@ -52,12 +52,15 @@ def chosen(
         derivatives: The names that the penalties on derivatives have in that submodule.
         enters_levels: Whether the code enters levels of torch.func.
         caught: The names of the classes of errors that the model's code catches.
+        switches_gradients: Whether the code switches gradients off in between.
     """
     in_train, in_eval = (forwards.get("both") or forwards[mode] for mode in ("train", "eval"))
     train_compiled, eval_compiled = (collecting_nothing(compiled.get("both") or compiled[mode]) for mode in ("train", "eval"))
     check, plain = _argument_check(in_train, writer), in_train
     if caught:
         in_train, in_eval = (_catching(code, caught) for code in (in_train, in_eval))
+    if switches_gradients:
+        in_train, in_eval = map(_restoring_gradients, (in_train, in_eval))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model in its present mode, with the additions. Returns ``(output, penalties)``; only the output if penalties attach."""
@@ -113,6 +116,16 @@ def _catching(code: Callable[..., Any], caught: frozenset[str]) -> Callable[...,
                 "something else; a graph does what the forward did with the example_inputs. Use graphreg.regularize_, which traces the "
                 "model for such a call anew, or move the try into a submodule of its own and make that opaque."
             ) from error
+
+    return run
+
+
+def _restoring_gradients(code: Callable[..., Any]) -> Callable[..., Any]:
+    """Return code that leaves grad mode as it was, also after an error between two nodes that switch it."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            return code(*args, **kwargs)
 
     return run
 

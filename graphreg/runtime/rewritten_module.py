@@ -52,6 +52,7 @@ from graphreg.torch_internals.emitted_code import generate_forward
 from graphreg.torch_internals.functorch import enters_levels
 from graphreg.torch_internals.fx import define_in_copies, define_named_tuples
 from graphreg.torch_internals.modules import COMPILED_CALL, STATE_HOOKS, TENSOR_REGISTRIES, modules_by_path, take_state_version
+from graphreg.torch_internals.torch_modes import gradients_switched
 from graphreg.tracing.symbolic.tracer import PLAIN
 
 _REMADE = ("_graph", "_code", LOWERED, COMPILED_CALL)  # left out of copies and pickles
@@ -208,8 +209,10 @@ class RewrittenModule(fx.GraphModule):
 
         caught = frozenset[str]().union(*map(caught_errors, state.graphs.values()))
 
+        switches = any(node.target is gradients_switched for graph in state.graphs.values() for node in graph.nodes)
+
         # One forward that chooses among those that were generated takes their place.
-        type(self).forward = chosen(forwards, compiled or forwards, writer, RULES, derivatives, levels, caught)
+        type(self).forward = chosen(forwards, compiled or forwards, writer, RULES, derivatives, levels, caught, switches)
         type(self).forward.__signature__ = signature(type(self).forward, self._graph)  # type: ignore[attr-defined]
         type(self).__call__ = guarded(RULES)  # type: ignore[method-assign]
         ids = [{name: id(value) for name, value in each.items()} for each in named]

@@ -14,6 +14,7 @@ import torch.utils._python_dispatch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._ops import _set_mode_pre_dispatch, mode_stack_state_for_pre_dispatch, unset_mode_pre_dispatch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import has_side_effect
 from torch.jit._script import call_prepare_scriptable_func_impl
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -154,6 +155,14 @@ def is_functionalized() -> bool:
 def is_gradient_switch(function: object) -> bool:
     """Return whether a function that a ``TorchFunctionMode`` intercepts is the one with which ``torch.no_grad`` switches grad mode."""
     return function is torch._C._set_grad_enabled
+
+
+@has_side_effect
+def gradients_switched(on: bool) -> bool:
+    """Switch grad mode, and return whether it was on. In a graph, two such nodes stand for a block of ``torch.no_grad``."""
+    was: bool = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(on)
+    return was
 
 
 @contextmanager

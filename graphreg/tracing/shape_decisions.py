@@ -30,7 +30,7 @@ from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode, h
 from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.operators import assert_async
 from graphreg.torch_internals.random_state import quiet
-from graphreg.torch_internals.torch_modes import uncompiled
+from graphreg.torch_internals.torch_modes import gradients_switched, uncompiled
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
 from graphreg.tracing.tensors import with_attributes
@@ -503,6 +503,8 @@ class DecisionTracer(fx.Tracer):
 
     def _attempt(self, node: fx.Node) -> Any:
         """Run a node and return its value; UNKNOWN if the node fails, or if a value that it reads is not known."""
+        if node.target is gradients_switched:  # not here: grad mode is off
+            return True
         if _reads_flag(node) or any(self.values[source] is UNKNOWN for source in node.all_input_nodes):
             return UNKNOWN
         try:

@@ -422,7 +422,8 @@ class _Trial:
         return (self.claim.captured or self.claim.model)(*call[0], **call[1])
 
     def _run_graph(self, graph: fx.Graph, call: Arguments) -> Any:
-        return leaving_no_level(GraphRun(self.claim.model, graph).on, self._inputs(graph, call))
+        with torch.enable_grad():  # an error in a block of ``torch.no_grad`` would leave gradients off
+            return leaving_no_level(GraphRun(self.claim.model, graph).on, self._inputs(graph, call))
 
     def _inputs(self, graph: fx.Graph, call: Arguments) -> list[Any]:
         """Return the value of each placeholder of a graph."""

@@ -48,6 +48,7 @@ from graphreg.torch_internals.modules import (
 )
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.random_state import ModuleStack, randomness, regions, restore_randomness
+from graphreg.torch_internals.torch_modes import gradients_switched
 from graphreg.torch_internals.trace_state import restore_fx_patches
 from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
@@ -126,6 +127,7 @@ class SiteTracer(DecisionTracer):
         self._buffers: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
         self.region, self._autocasts, self.switches_autocast = regions(), autocast_depth(), False
+        self._gradients_were: fx.Node | None = None  # in a block of ``torch.no_grad``, the node that switches gradients off
         self._constants = BufferConstants()
         self._calls: list[str] = []  # the paths of the called modules in order, to roll ``num_calls`` back: copying that would cost more
         self._caught = [set[str]()]  # for each module whose forward runs, which errors its callers catch, by the names of their classes
@@ -545,17 +547,34 @@ class SiteTracer(DecisionTracer):
         return Value.of(node, self)
 
     def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
-        """Make a node. Raise RuntimeError if it would run under another grad mode or autocast than the rest of the graph."""
-        if kind not in ("placeholder", "get_attr", "output") and regions() != self.region:
-            raise RuntimeError(
-                "this runs under torch.no_grad, autocast, hooks on saved tensors or the like, and a trace would lose that; move it into a "
-                "submodule of its own"
-            )
+        """Make a node. Raise RuntimeError if it would run under another grad mode or autocast than the rest of the graph.
+
+        In the model's own forward, a block of ``torch.no_grad`` is recorded; a submodule that has one becomes opaque.
+        """
+        if kind not in ("placeholder", "get_attr"):
+            now = regions()
+            # a module that is called as a whole is in its own scope already
+            inside = any(self._scopes[:-1] if kind == "call_module" or rest[0] is no_singleton else self._scopes)
+            if now != self.region and (inside or now != (False, *self.region[1:])):
+                raise RuntimeError(
+                    "this runs under torch.no_grad, autocast, hooks on saved tensors or the like, and a trace would lose that; move it "
+                    "into a submodule of its own"
+                )
+            self._follow_gradients(now[0])
         self.note_autocast()
         node = super().create_node(kind, *rest, **more)
         if kind.startswith("call") and (caught := self._caught[-1] | caught_here(within=SiteTracer._record_call.__code__)):
             mark_caught(node, tuple(sorted(caught)))
         return node
+
+    def _follow_gradients(self, on: bool) -> None:
+        """Add a node that switches gradients off, or back to what they were, if the forward has done so since the last node."""
+        if on == (self._gradients_were is None):
+            return
+        before, self._gradients_were = self._gradients_were, None
+        node = self.graph.create_node("call_function", gradients_switched, (False,) if before is None else (before,))
+        label_site(node, "")
+        self._gradients_were = node if before is None else None
 
     def note_autocast(self) -> None:
         """Note whether the forward is in a block of autocast."""
@@ -604,12 +623,13 @@ class SiteTracer(DecisionTracer):
     def _mark(self) -> _Mark:
         return _Mark(
             self._last_node(), self._namer.mark(), len(self._outputs), dict(self.module_stack), len(self._records), len(self._calls),
-            self.tape.mark(), len(self.refused),
+            self.tape.mark(), len(self.refused), self._gradients_were,
         )  # fmt: skip
 
     def _roll_back(self, mark: _Mark) -> None:
         """Remove everything that was traced after a mark."""
         del self.refused[mark.refused :]
+        self._gradients_were = mark.gradients_were
         self.tape.roll_back(mark.tape)
 
         for node in reversed(self.graph.nodes):
@@ -643,6 +663,7 @@ class _Mark(NamedTuple):
     calls: int
     tape: tuple[int, int]
     refused: int
+    gradients_were: fx.Node | None
 
 
 @dataclass(frozen=True, eq=False)
