@@ -342,3 +342,20 @@ def test_take_shapes_of_samples() -> None:
         assert Normal(x, x).rsample((4,)).shape == (4, 2, 3)  # type: ignore[arg-type]
         fx.Tracer().trace(Net())
     assert isinstance(traced[0], fx.Proxy)
+
+
+def test_gradients_switched() -> None:
+    """By which function grad mode is switched; that of a graph may be compiled as a whole."""
+
+    def squared(x: Tensor) -> Tensor:
+        before = torch_modes.gradients_switched(False)
+        y = x * x
+        torch_modes.gradients_switched(before)
+        return y + x
+
+    x = torch.ones(2, requires_grad=True)
+    for run in (squared, torch.compile(squared, backend="eager", fullgraph=True)):
+        (gradient,) = torch.autograd.grad(run(x).sum(), x)
+        assert torch.equal(gradient, torch.ones(2)) and torch.is_grad_enabled()
+        with torch.no_grad():
+            assert not run(x).requires_grad and not torch.is_grad_enabled()

@@ -1138,7 +1138,7 @@ def test_a_comparison_with_what_a_call_left_behind_is_refused(front_end: Any) ->
 
 
 class Opened(Base):
-    """Enters a block by hand, and computes there; refused by both front ends where that decides what is computed."""
+    """Enters a block by hand, and computes there."""
 
     def __init__(self, block: Callable[[], Any]) -> None:
         super().__init__()
@@ -1200,12 +1200,22 @@ def torchs() -> Iterator[GlobalState]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_that_is_entered_by_hand_is_refused_and_ends(name: str, torchs: GlobalState) -> None:
+def test_a_block_that_is_entered_by_hand_is_followed_or_refused_and_ends(name: str, torchs: GlobalState) -> None:
     """By torch.fx without inputs and with them, by torch.export, and in place, where torch.fx comes first and then torch.export."""
-    for front_end in (None, "symbolic", "export"):  # it was accepted the second time
+    is_followed = name in ("no_grad", "set_grad_enabled", "a stack")
+    if is_followed:
+        plain = Opened(BLOCKS[name])
+        for ours in (graphreg.regularize(plain, weight_l2=0.1), graphreg.regularize(plain, weight_l2=0.1, example_inputs=X)):
+            assert_same(ours, plain)
+            assert not torchs.changed()
+        assert torch.equal(graphreg.regularize_(copy.deepcopy(plain), weight_l2=0.0, scale=1)(X), plain(X))
+        assert not torchs.changed()
+    for front_end in ("export",) if is_followed else (None, "symbolic", "export"):  # it was accepted the second time
         with pytest.raises(TraceError, match=r"no_grad|inference_mode|autocast"):
             regularized(Opened(BLOCKS[name]), front_end)
         assert not torchs.changed()
+    if is_followed:
+        return
     with pytest.raises(TraceError, match=r"no_grad|inference_mode|autocast"):
         graphreg.regularize_(Opened(BLOCKS[name]), weight_l2=0.1)(X)
     assert not torchs.changed()

@@ -551,7 +551,9 @@ class SiteTracer(DecisionTracer):
 
         In the model's own forward, a block of ``torch.no_grad`` is recorded; a submodule that has one becomes opaque.
         """
-        if kind not in ("placeholder", "get_attr"):
+        if kind == "output":
+            self._follow_gradients(True)
+        elif kind not in ("placeholder", "get_attr"):
             now = regions()
             # a module that is called as a whole is in its own scope already
             inside = any(self._scopes[:-1] if kind == "call_module" or rest[0] is no_singleton else self._scopes)
