@@ -107,3 +107,16 @@ def _content(value: Any) -> Any:
     """Return the ids of a container's elements and attributes. ``building`` compares ids, because traced values cannot be compared."""
     items = [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else list(map(id, value))
     return items, {name: id(attribute) for name, attribute in getattr(value, "__dict__", {}).items()}
+
+
+def plain_containers(value: Any) -> Any:
+    """Return an argument of a node, or its values, as emitted code passes it: torch.fx has immutable lists and dicts in a graph."""
+    kind = type(value)
+    # a list of the graph; a list that a node gave is the same object for all that read it
+    if kind is immutable_collections.immutable_list:
+        return list(map(plain_containers, value))
+    if kind is immutable_collections.immutable_dict:
+        return {key: plain_containers(item) for key, item in value.items()}
+    if kind is tuple:
+        return tuple(map(plain_containers, value))
+    return type(value)(*map(plain_containers, value)) if issubclass(kind, tuple) and hasattr(kind, "_fields") else value

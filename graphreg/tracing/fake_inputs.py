@@ -21,6 +21,7 @@ from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
+from graphreg.tracing.proof.first_difference import GraphRun
 from graphreg.tracing.tensors import with_attributes
 from graphreg.tracing.train_eval_graphs import mode_asked
 
@@ -197,7 +198,7 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it
         with uncompiled(), fake, torch.set_grad_enabled(needs_gradients(graph)), quiet(FAKE_LOGGER, logging.CRITICAL):
-            _ShapeRecorder(twin, graph).run(*inputs, enable_io_processing=False)
+            _ShapeRecorder(twin, graph).on(inputs)
     except Exception:
         return False
     return True
@@ -207,7 +208,7 @@ def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> N
     """Run a graph on real tensors, with ``twin``, a copy of the model, and write ``node.meta["value"]``."""
     try:
         with uncompiled():
-            _ShapeRecorder(twin, graph).run(*copied_call((tuple(values), {}), {})[0], enable_io_processing=False)
+            _ShapeRecorder(twin, graph).on(copied_call((tuple(values), {}), {})[0])
     except Exception as error:
         raise TraceError(
             f"{type(twin).__name__} cannot be traced symbolically: it runs on the example_inputs, and its trace does not "
@@ -216,15 +217,8 @@ def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> N
         ) from error
 
 
-class _ShapeRecorder(fx.Interpreter):
+class _ShapeRecorder(GraphRun):
     """Runs a graph and writes ``node.meta["value"]``."""
-
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(module, graph=graph)
-
-    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an argument's value. fx.Interpreter expects the values of ``*args`` one by one; here they are one tuple."""
-        return next(self.args_iter) if str(target).startswith("*") else super().placeholder(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and write the shape and dtype of its value to ``node.meta``."""

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.fx.node import has_side_effect, map_arg
 
 from graphreg.errors import GraphRegError, OtherInputs
+from graphreg.ir.containers import plain_containers
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.shape_guards import how_to_use_both
 from graphreg.ir.source_location import origin_now, short
@@ -548,7 +549,7 @@ class DecisionTracer(fx.Tracer):
     def _run(self, node: fx.Node) -> Any:
         """Run a node on fake tensors."""
         target: Any = node.target
-        args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
+        args, kwargs = plain_containers(map_arg((node.args, dict(node.kwargs)), self.values.__getitem__))
         if node.op == "placeholder":
             return self._as_fake(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":

@@ -120,10 +120,14 @@ def with_attributes(made: Tensor, original: Tensor) -> Tensor:
     return made
 
 
-def require_own_parameters(module: nn.Module, path: str, own: Container[int]) -> None:
-    """Raise TypeError if the forward calls a module with other parameters than those of the model, whose ids are ``own``."""
-    for each in module.modules():
-        if any(parameter is not None and id(parameter) not in own for parameter in each._parameters.values()):
+def require_own_parameters(module: nn.Module, path: str, own: Container[int], names: Container[str]) -> None:
+    """Raise TypeError if the forward calls a module with other parameters than its own.
+
+    ``own``, ``names``: the ids and names of the model's parameters. A layer that a module makes at its first call has others.
+    """
+    for inner, each in module.named_modules():
+        others = [name for name, parameter in each._parameters.items() if parameter is not None and id(parameter) not in own]
+        if any(".".join(filter(None, (path, inner, name))) in names for name in others):
             raise TypeError(
                 f"it calls {path} with other parameters than its own, as torch.func.functional_call does, and a graph would call it with "
                 "its own"

@@ -150,9 +150,7 @@ def same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-@pytest.mark.parametrize(
-    ("case", "penalties"), [*((case, "return") for case in CARRIED), ("OrderedDict", "attach"), ("nested", "attach")]
-)
+@pytest.mark.parametrize(("case", "penalties"), [*((case, "return") for case in CARRIED), ("OrderedDict", "attach"), ("nested", "attach")])
 def test_an_output_keeps_its_class(case: str, penalties: Any) -> None:
     model, x = Net(case), torch.ones(3, 4)
     options = {"scale": 1} if penalties == "attach" else {}
@@ -221,3 +219,43 @@ def test_what_is_hidden_from_a_second_trace_is_not_told_as_assigned() -> None:
     model = BertForSequenceClassification(config)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     assert not [note for note in graphreg.trace(model, inputs).notes if note.startswith("not assigned")]
+
+
+class Heads(nn.Module):
+    """Puts its results into the list that it gets, as YOLOv5's does; what it keeps makes it opaque."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.seen = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)]), [torch.zeros(1)] * 2
+
+    def forward(self, levels: list[Tensor]) -> Any:
+        for i, layer in enumerate(self.layers):
+            levels[i] = layer(levels[i])
+            if not self.training and self.seen[i].shape != levels[i].shape:
+                self.seen[i] = torch.ones(levels[i].shape)
+        return levels if self.training else (torch.cat([h + seen for h, seen in zip(levels, self.seen, strict=True)]), levels)
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.heads = nn.Linear(4, 4), Heads()
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.first(x)
+        return self.heads([h, h.relu()])
+
+
+@pytest.mark.parametrize("how", ["bare", "inputs", "in place"])
+def test_a_submodule_may_write_into_the_list_that_it_gets(how: str) -> None:
+    """Where the graph runs to find sizes, too, and not only in its code."""
+    plain = Detector()
+    ours: Any = copy.deepcopy(plain)
+    if how == "in place":
+        graphreg.regularize_(ours, weight_l2=0.0, scale=1)
+    else:
+        ours = graphreg.regularize(ours, weight_l2=0.0, example_inputs=torch.ones(3, 4) if how == "inputs" else None)
+    for training in (True, False):
+        for rows in (3, 5):
+            given = [model.train(training)(torch.ones(rows, 4)) for model in (plain, ours)]
+            same(given[1].output if isinstance(given[1], graphreg.Regularized) else given[1], given[0])

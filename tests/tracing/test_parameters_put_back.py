@@ -304,3 +304,35 @@ def test_a_parametrization_that_is_removed(how: Callable[[nn.Module], nn.Module]
             graphreg.GraphRegError, match="^the graph of Sequential computes a parametrization that was removed from its layer"
         ):
             module.train(mode)(X)
+
+
+class MakesTarget(nn.Module):
+    """Makes its second network at the first call, as in implementations of BYOL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.target = nn.Linear(3, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.target is None:
+            self.target = copy.deepcopy(self.online).requires_grad_(False)  # type: ignore[assignment]
+        with torch.no_grad():
+            target = self.target(x)  # type: ignore[misc]
+        out: Tensor = (self.online(x) - target).square()
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # the model's own, where a trace runs it on fake tensors
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_submodule_that_makes_a_layer_at_its_first_call(in_place: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 3), MakesTarget())
+    ours: Any = copy.deepcopy(plain)
+    ours = graphreg.regularize_(ours, weight_l2=0.0, scale=1) if in_place else graphreg.regularize(ours, weight_l2=0.0, example_inputs=X)
+    for model in (plain, ours):
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        for _ in range(3):
+            output = model(X)
+            getattr(output, "output", output).mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(dict(ours.state_dict()), dict(plain.state_dict()))

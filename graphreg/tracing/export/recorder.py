@@ -90,7 +90,7 @@ class Recorder(TorchFunctionMode):
         self.record, self.model = OpRecord(opaque=dict(opaque)), model
         self.environment = EnvironmentQueries(lambda: self._scopes[-1] if self.is_recording() else None, answers, KeepOpaque)
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._own = set[int]()  # the ids of what torch.export has put in the places of parameters
+        self._own = dict[int, str]()  # what torch.export has put in the places of parameters, by id
         self._scopes: list[str] = []  # empty outside the model's forward
         self._tracer: Any = None
         self._thread = threading.get_ident()
@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
         if path is None or (path == "" and self._scopes):
             return traced(forward, args, kwargs)
         if not self._scopes:
-            self._own = set(map(id, parameters_by_name(self.model).values()))
+            self._own = {id(each): name for name, each in parameters_by_name(self.model).items()}
             return self._root(traced, forward, args, kwargs)
 
         if has_backward_hooks(m):
@@ -140,7 +140,7 @@ class Recorder(TorchFunctionMode):
         self._scopes.append(path)
         try:
             if path in self.record.opaque or is_single_operation(m):
-                require_own_parameters(m, path, self._own)
+                require_own_parameters(m, path, self._own, self._own.values())
                 return self._opaque(path, m, traced, forward, args, kwargs)
             return self._transparent(path, m, traced, forward, args, kwargs)
         finally:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from graphreg.ir.containers import plain_containers
 from graphreg.ir.metadata import is_added, own_name
 from graphreg.ir.source_location import origin_of, short
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.torch_modes import TorchDispatchMode
-from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.values import difference
 
 
@@ -64,7 +63,7 @@ class _Trail(TorchDispatchMode):
         return value
 
 
-def steps_of_model(model: nn.Module, call: Arguments) -> list[Step]:
+def steps_of_model(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Step]:
     """Call a copy of the model and return the operations that ran."""
     with _running(model) as running:
         trail = _Trail(lambda: running[-1])
@@ -108,23 +107,11 @@ class GraphRun(fx.Interpreter):
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
         """Return the arguments of a node. torch.fx writes lists and dicts of a graph as plain ones, and has immutable ones in the graph."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
+        return tuple(map(plain_containers, args)), {name: plain_containers(value) for name, value in kwargs.items()}
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         # fx.Interpreter would give a placeholder ``*args`` all remaining inputs
         return next(self.args_iter)
-
-
-def _plain(value: Any) -> Any:
-    kind = type(value)
-    # a list of the graph; a list that a node gave is the same object for all that read it
-    if kind is immutable_list:
-        return list(map(_plain, value))
-    if kind is immutable_dict:
-        return {key: _plain(item) for key, item in value.items()}
-    if kind is tuple:
-        return tuple(map(_plain, value))
-    return type(value)(*map(_plain, value)) if issubclass(kind, tuple) and hasattr(kind, "_fields") else value
 
 
 def steps_of_graph(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> list[Step]:

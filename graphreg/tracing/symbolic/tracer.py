@@ -126,6 +126,7 @@ class SiteTracer(DecisionTracer):
         self._parameter_cache: dict[str, fx.Proxy] = {}
         self._buffers: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
+        self._own_names = frozenset[str]()
         self.region, self._autocasts, self.switches_autocast = regions(), autocast_depth(), False
         self._gradients_were: fx.Node | None = None  # in a block of ``torch.no_grad``, the node that switches gradients off
         self._constants = BufferConstants()
@@ -152,6 +153,7 @@ class SiteTracer(DecisionTracer):
         self.operations = Operations(root)
         self._namer = Namer(self.operations.modules.keys() - {""})
         self._buffers = {id(buffer): name for name, buffer in buffers_by_name(root, once=True).items()}
+        self._own_names = frozenset(parameters_by_name(root))
         self._parameters = {id(parameter): name for name, parameter in parameters_by_name(root, once=True).items()}
         self._constants = BufferConstants(set(self._buffers.values()))
         self.tape = Tape(self, root)
@@ -453,7 +455,7 @@ class SiteTracer(DecisionTracer):
         """Make a module one node. What collects its output collects the node's, because a trace does not run the module's hooks."""
         if super().is_leaf_module(m, path):
             _require_own_attributes(m)
-        require_own_parameters(m, path, self._parameters)
+        require_own_parameters(m, path, self._parameters, self._own_names)
         value = self._record_call(path, m, forward, args, kwargs)
         if path in self.opaque and not is_stack(m):
             self._add_unnamed(no_singleton, value.node, path)
