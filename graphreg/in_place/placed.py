@@ -297,7 +297,7 @@ class Placed(InPlaceHost):
         """Return the graphs of a structure that are not stale, up to the first one that accepts all calls of the structure."""
         graphs = list[StructureGraph]()
         for graph in tuple(self._made.get(key, ())):
-            if graph.fingerprint.same():
+            if graph.is_present():
                 graphs.append(graph)
                 if not graph.asks:
                     break
@@ -348,6 +348,7 @@ class Placed(InPlaceHost):
             self._compared.update(numbers.other if graph.asks else ())
             graph.know(shapes_of(args, kwargs))
             self.session.join(graph.rules)
+            self.session.has_acted = True
             self.session.may_draw = False  # what draws is known
             if self.session.asked is None:  # ``blocks=`` is a function: a recipe has what it selected
                 self.session.asked = self._asked(graph.plan.asked_blocks)
@@ -405,7 +406,7 @@ class Placed(InPlaceHost):
         Return False, without adding a guard, if the graph is stale already.
         """
         graph = next(iter(self._made.get(key, ())), None)
-        if graph is None or not graph.fingerprint.same():
+        if graph is None or not graph.is_present():
             return False
         guard_value(translator(), "__graphreg_fingerprint", _Watched(graph.fingerprint), "same", by_module=False)
         return True
@@ -453,7 +454,7 @@ class Placed(InPlaceHost):
     def graph_for(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> RewrittenModule:
         self.current()  # raises if nothing was traced
         key, shapes = CallForm(inspect.signature(_own_forward(model))).key(args, kwargs, self.loosened), shapes_of(args, kwargs)
-        if graphs := [graph for graph in self._made.get(key, ()) if graph.fingerprint.same()]:
+        if graphs := [graph for graph in self._made.get(key, ()) if graph.is_present()]:
             return min(graphs, key=lambda graph: not graph.has_run(shapes)).module
         raise GraphRegError(
             f"{type(model).__name__} has no graph for arguments of the structure {readable(key)}, or only one from before a change of the "

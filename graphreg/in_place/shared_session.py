@@ -31,13 +31,14 @@ class SharedSession(Session):
         streams: The streams of all graphs.
         home: Holds the key rule, the clock and the states, so that they move with the model. No graph calls it.
         owners: By the name of a parameter, the module that has it, as far as a state was made from the parameter.
+        has_acted: Whether the model, or the model of which it is a copy, has had a graph.
     """
 
     streams: GrowingStreams
 
     def __init__(self, regularizers: Mapping[str, Regularizer], streams: GrowingStreams, own_dropout: OwnDropout) -> None:
         super().__init__(regularizers, streams, own_dropout)
-        self.own_dropout = own_dropout
+        self.own_dropout, self.has_acted = own_dropout, False
         self.owners: dict[str, weakref.ref[nn.Module]] = {}
         self.home = Rules()
         self.home.session = self
@@ -70,7 +71,7 @@ class SharedSession(Session):
             twin.states[name].load(state.saved())
         if self.clock is not None and twin.clock is not None:
             twin.clock.seek(self.clock.call())
-        twin.asked, twin.attaches, twin.scale = self.asked, self.attaches, self.scale
+        twin.asked, twin.attaches, twin.scale, twin.has_acted = self.asked, self.attaches, self.scale, self.has_acted
         return twin
 
     def awaited(self) -> list[tuple[str, str]]:

@@ -66,6 +66,7 @@ from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
 from graphreg.tracing.train_eval_graphs import mode_asked
 
 log = logging.getLogger("graphreg")
+_FROZEN = "all parameters are frozen"
 _ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
 
 _MOST_KNOWN = 4096  # the most calls of which a graph remembers that it takes them
@@ -160,6 +161,11 @@ class StructureGraph:
     def __post_init__(self) -> None:
         self.rules = rules_of(self.module)
 
+    def is_present(self) -> bool:
+        """Return whether the model is as at the trace."""
+        thawed = self.plan.resting == _FROZEN and any(parameter.requires_grad for parameter in parameters_by_name(self.module).values())
+        return not thawed and self.fingerprint.same()
+
     def know(self, shapes: tuple[Any, ...]) -> None:
         """Remember that the graph takes inputs of these shapes."""
         if len(self.known) == _MOST_KNOWN:
@@ -239,7 +245,7 @@ def traced_for(
             # Within a transform there are no plain values to compare; the next plain call does it.
             traced = replace(traced, unproved=dict.fromkeys(proving.modes, NO_INPUTS), asks_autocast=False)
         fingerprint = Fingerprint(model, reads, _tensors_read(model, traced), traced.opaque_modules, traced.of_opaque)
-        decided, whole = _planned(model, example, traced, options)
+        decided, whole = _planned(model, example, traced, options, session.has_acted)
         numbers.require_same(decided)
         chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
@@ -278,35 +284,41 @@ def _waited_in_vain(row: Row, selector: str) -> str:
     )
 
 
-def _planned(model: nn.Module, example: Any, traced: Traced, options: InPlaceOptions) -> tuple[Plan, Plan]:
+def _planned(model: nn.Module, example: Any, traced: Traced, options: InPlaceOptions, again: bool) -> tuple[Plan, Plan]:
     """Return the plan for a trace, and the plan that has all the sites that selectors of strengths must match.
 
-    They are one, except while adapters are disabled, and a regularizer has therefore no site, or frozen parameters alone: it adds nothing
-    then, if it acts in the model with its adapters. The second plan is that for this model. So a selector that matches in neither of the
-    two, or an error of another kind, is an error as always.
+    They are one, except while adapters are disabled or, if there was a graph before (``again``), all parameters are frozen: a teacher, or
+    a discriminator while the generator trains. Then a regularizer may have no site, or frozen parameters alone, and adds nothing, if it
+    acts in the model as it trains. The second plan is that for this model. So a selector that matches in neither of the two, or an error
+    of another kind, is an error as always.
     """
     asked: tuple[Any, Any, Any, Any] = list(options.regularizers.values()), options.missing, options.own_dropout, options.blocks
     modules: Iterable[Any] = model.modules()  # of PEFT's layers, which are known by these attributes alone
     layers = [each for each in modules if getattr(each, "disable_adapters", None) is True and hasattr(each, "enable_adapters")]
+    parameters = parameters_by_name(model).values()
+    frozen = [] if not again or any(parameter.requires_grad for parameter in parameters) else [*parameters]
+    resting = "adapters are disabled" if layers else _FROZEN if frozen else ""
     try:
         made = plan(traced, *asked)
-        return replace(made, adapters_off=bool(layers)), made
+        return replace(made, resting=resting), made
     except (NoMatchError, RegularizerError):
-        if not layers:
+        if not resting:
             raise
-    with _adapters_enabled(layers):
+    with _as_it_trains(layers, frozen):
         whole = plan(_traced(model, example, options.front_end, Proving(asked=False, eval_runs=options.eval_penalties), {}), *asked)
-    return plan(traced, *asked, adapters_off=True), whole
+    return plan(traced, *asked, resting=resting), whole
 
 
 @contextlib.contextmanager
-def _adapters_enabled(layers: Sequence[Any]) -> Iterator[None]:
-    """Within the context, enable the adapters of PEFT's layers. Afterwards, the layers are as they were before."""
-    flags = {parameter: parameter.requires_grad for layer in layers for parameter in layer.parameters()}
+def _as_it_trains(layers: Sequence[Any], frozen: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context, enable the adapters of PEFT's layers and unfreeze parameters. Afterwards, all is as it was before."""
+    flags = {parameter: parameter.requires_grad for parameter in (*frozen, *(each for layer in layers for each in layer.parameters()))}
     states = [dict(vars(layer)) for layer in layers]
     try:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter in frozen:
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         yield
     finally:
         for layer, state in zip(layers, states, strict=True):

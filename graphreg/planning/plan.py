@@ -133,7 +133,7 @@ class Plan(Printed, RenamedAttributes):
             checkpoint their own forward.
         unasked: The paths of the blocks that ``blocks=`` does not select.
         in_whole: For a stage of a pipeline, by mode, then by penalty: over how many sites of the whole model the penalty is a mean.
-        adapters_off: Whether the plan is for a model whose adapters are disabled; see ``plan``.
+        resting: Why the model may train nothing for a while, such as "adapters are disabled"; "" if it trains. See ``plan``.
         keep: The option ``keep`` of ``plan``.
         kept: The values that a call returns beside output and penalties.
         traced: The traced model that the plan is for; None in the plan that a rewritten module stores.
@@ -154,7 +154,7 @@ class Plan(Printed, RenamedAttributes):
     blocks: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
     in_whole: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    adapters_off: bool = False
+    resting: str = ""
     keep: Keep | None = None
     kept: tuple[KeptValue, ...] = ()
     traced: Traced | None = field(default=None, repr=False, compare=False)
@@ -242,10 +242,10 @@ class Plan(Printed, RenamedAttributes):
 
     @property
     def off_text(self) -> str:
-        """Say that the model's adapters are disabled, and which regularizers therefore add nothing; "" if they are not."""
+        """Say why the model may train nothing for a while, and which regularizers therefore add nothing; "" if it trains."""
         idle = [name for name in self.regularizers if not self.of(name)]
         what = f", so {listed(idle)} add{'s' * (len(idle) == 1)} nothing" if idle else ""
-        return f"adapters are disabled{what}" if self.adapters_off else ""
+        return f"{self.resting}{what}" if self.resting else ""
 
     def whole(self, name: str) -> int:
         """Return over how many sites of the whole model a penalty is a mean; 0 if the plan is not for a stage of a pipeline."""
@@ -327,17 +327,17 @@ def plan(
     missing: Missing = "error",
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
-    adapters_off: bool = False,
+    resting: str = "",
     keep: Keep | None = None,
 ) -> Plan:
     """Make a plan. Warn if splices of one kind act on one value several times in a row, and if checkpoints hide sites from a selector.
 
-    ``graphreg.plan`` in ``pipeline.py`` describes the arguments. With ``adapters_off``, the model's adapters are disabled, and there is a
-    plan for the model with its adapters: no selector has to match, and a penalty on parameters that are all frozen has no site.
+    ``graphreg.plan`` in ``pipeline.py`` describes the arguments. With ``resting``, the model's adapters are disabled or all of its
+    parameters are frozen, and there is a plan for the model as it trains: no selector has to match, and a penalty on parameters that are
+    all frozen has no site.
     """
-    # With disabled adapters, the plan of the model with its adapters has complained of what is
-    # missing.
-    made = decided(traced, regularizers, "ignore" if adapters_off else missing, own_dropout, blocks, adapters_off, keep)
+    # The plan of the model as it trains has complained of what is missing.
+    made = decided(traced, regularizers, "ignore" if resting else missing, own_dropout, blocks, resting, keep)
     repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
     for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
         warn(message)
@@ -350,7 +350,7 @@ def decided(
     missing: Missing = "error",
     own_dropout: OwnDropout = "keep",
     blocks: Selector | None = None,
-    adapters_off: bool = False,
+    resting: str = "",
     keep: Keep | None = None,
 ) -> Plan:
     """Make the same plan as ``plan``, without the two warnings of ``plan``."""
@@ -364,7 +364,7 @@ def decided(
     seen: Counter[tuple[str, type]] = Counter()
     repeated = _repeated_calls(traced.values)
     for name, regularizer in named.items():
-        chosen = _select(traced, regularizer, missing, adapters_off)
+        chosen = _select(traced, regularizer, missing, bool(resting))
         depths = strengths_by_depth(traced, regularizer, list(chosen)) if isinstance(regularizer.weight, ByDepth) else {}
         texts = {site: text for site, (text, _, _) in chosen.items()}
         inputs = module_inputs(traced, regularizer, texts) if "module_input" in regularizer.takes else {}
@@ -397,7 +397,7 @@ def decided(
     counts, (called, unasked) = count_sites(traced), called_blocks(traced, blocks, missing)
     check_layers(replacing, called)
     asked = (missing, own_dropout, called, unasked)
-    more = {"adapters_off": adapters_off, "keep": keep, "kept": kept_values(traced, keep, missing), "traced": traced}
+    more = {"resting": resting, "keep": keep, "kept": kept_values(traced, keep, missing), "traced": traced}
     return Plan(traced.title, named, tuple(edits), slices, native_dropout, unmovable, counts, lost, again, *asked, **more)
 
 
@@ -465,13 +465,13 @@ def named_once(regularizers: Sequence[Regularizer]) -> dict[str, Regularizer]:
 Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # from a site to the string that matched it, and how to read its value
 
 
-def _select(traced: Traced, regularizer: Regularizer, missing: Missing, adapters_off: bool) -> Chosen:
+def _select(traced: Traced, regularizer: Regularizer, missing: Missing, rests: bool) -> Chosen:
     matched = matching_sites(traced, regularizer, missing)
     units = units_at(matched, regularizer) if "units" in regularizer.takes else {}
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     check_sites(regularizer, chosen)
     # ``expect`` counts the sites of the model with its adapters.
-    if not adapters_off:
+    if not rests:
         check_count(regularizer, list(chosen))
     if "previous" in regularizer.takes:
         check_cells(traced, regularizer, list(chosen))
@@ -481,9 +481,9 @@ def _select(traced: Traced, regularizer: Regularizer, missing: Missing, adapters
         try:
             check_trainable(traced, regularizer, list(chosen))
         except RegularizerError:
-            if not adapters_off:
+            if not rests:
                 raise
-            # It acts on adapters, which alone are trained and are disabled.
+            # It acts on what trains at other times.
             return {}
     return chosen
 

@@ -125,7 +125,7 @@ def replaced_by(node: fx.Node) -> fx.Node | None:
 
 def require_trained(module: RewrittenModule, traced: Traced, plan: Plan) -> None:
     """Raise RegularizerError unless a trainable parameter reaches each penalty, in one of the graphs."""
-    if not traced.whole or plan.in_whole or plan.adapters_off:  # without adapters, nothing may train for a while
+    if not traced.whole or plan.in_whole or plan.resting:
         return
     trains = dict[str, bool]()
     for emitted in graphs_of(module).values() if plan.penalties else ():

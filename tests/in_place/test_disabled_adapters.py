@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -155,3 +156,40 @@ def test_a_selector_whose_adapters_are_merged_is_an_error() -> None:
     other.merge_adapter()
     with pytest.raises(NoMatchError, match="adapters are merged"):
         other(X)
+
+
+def test_all_parameters_are_frozen_for_a_while() -> None:
+    """A discriminator while the generator trains, also for arguments of another structure; then it trains as one that never was frozen."""
+
+    class Discriminator(Classifier):
+        def forward(self, x: Tensor, factor: Tensor | None = None) -> Any:
+            return super().forward(x if factor is None else x * factor)["logits"]
+
+    torch.manual_seed(0)
+    model = graphreg.regularize_(Discriminator(), weight_l2=5.0, hidden_l1=1.0, scale=1)
+    other = copy.deepcopy(model)
+    model(X).sum().backward()
+    model.zero_grad()
+    before = model.penalties()
+    model.requires_grad_(False)
+    given = X.clone().requires_grad_()
+    model(given, given).sum().backward()
+    assert given.grad is not None and model.penalties()["weight_l2"] == 0
+    assert "all parameters are frozen, so weight_l2 adds nothing" in str(graphreg.report(model, cost=False))
+    teacher = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(teacher(X), graphreg.strip_(copy.deepcopy(model))(X))
+    model.requires_grad_(True)
+    for each in (model, other):
+        each(X, X).sum().backward()
+    assert model.penalties()["weight_l2"] == before["weight_l2"] > 0
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_frozen_from_the_first_call_on_is_an_error() -> None:
+    model = graphreg.regularize_(Classifier().requires_grad_(False), weight_l2=5.0)
+    with pytest.raises(
+        RegularizerError, match=r"selects only parameters that are frozen .* such as a teacher.*strip_\(copy\)"
+    ):
+        model(X)
