@@ -54,6 +54,7 @@ class Kind(StrEnum):
     REPLACED = "replaced"  # the tensor that a node of the model reads instead of a parameter
     LAYER = "layer"  # fetches a layer that is called with replaced parameters
     CALL = "call"  # a call of a layer of the model, now with replaced parameters
+    GRADIENTS = "gradients"  # switches gradients on or off around other nodes that graphreg added in a block of ``torch.no_grad``
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,8 @@ def _added(code: str, key: str, node: fx.Node, addition: Addition, plan: Plan) -
         text = f"{listed} attached to the output"
     elif kind in (Kind.CLONE, Kind.COPY):
         text = f"copy for {listed or 'keep='} at {sites[0]}: the model writes into it"
+    elif kind == Kind.GRADIENTS:
+        text = "gradients as outside of torch.no_grad, for what graphreg adds within"
     elif kind == Kind.KEEP:
         text = f"keeps the calls of {sites[0]} as one sequence"
     elif kind == Kind.WATCH:

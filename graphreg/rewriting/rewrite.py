@@ -20,7 +20,7 @@ from graphreg.errors import RegularizerError
 from graphreg.ir.call_records import rename_in_calls
 from graphreg.ir.call_structures import CallStructures
 from graphreg.ir.contents import TensorKind, contents_of, copied_contents, unshared
-from graphreg.ir.metadata import Addition, mark, record_calls, surrounding_calls
+from graphreg.ir.metadata import Addition, Kind, is_added, label_site, mark, record_calls, surrounding_calls
 from graphreg.ir.module_record import state_of
 from graphreg.ir.serialize import blank_like
 from graphreg.planning.kept import check_keep
@@ -39,6 +39,7 @@ from graphreg.runtime.runtime_module import Rules
 from graphreg.runtime.unseen_changes import UnseenChanges
 from graphreg.session.session import Session
 from graphreg.torch_internals.interpreter import collector_at_rest
+from graphreg.torch_internals.torch_modes import gradients_switched
 from graphreg.tracing.proof.proof import NOT_ASKED
 from graphreg.tracing.trace import Traced
 
@@ -168,7 +169,28 @@ def inserted(graph: fx.Graph, insertions: Insertions) -> fx.Graph:
         twin = copy.node_copy(node, read.__getitem__) if instead is None else _copy_instead(copy, node, instead[0], read, made)
         made[node] = present[node] = twin
         insert(at.get((Position.AFTER, node), ()))
+    _keep_gradients(copy)
     return copy
+
+
+def _keep_gradients(graph: fx.Graph) -> None:
+    """Let what was added in a block of ``torch.no_grad`` run outside of it: a value there may be one from outside, or be read there."""
+    opened: fx.Node | None = None  # what switches gradients off, whose value says whether they were on
+    outside = False  # whether the last node runs outside of the block
+
+    def switch(before: fx.Node, on: fx.Node | bool) -> None:
+        with graph.inserting_before(before):
+            node = graph.call_function(gradients_switched, (on,))
+        mark(node, Addition(Kind.GRADIENTS))
+        label_site(node, "")
+        record_calls(node, ())
+
+    for node in list(graph.nodes):
+        if node.target is gradients_switched:
+            opened, outside = node if node.args[0] is False else None, False
+        elif opened is not None and node.op != "get_attr" and is_added(node) != outside:
+            switch(node, False if outside else opened)
+            outside = not outside
 
 
 def _insert(copy: fx.Graph, insertion: Insertion, made: dict[fx.Node | Insertion, fx.Node]) -> fx.Node:

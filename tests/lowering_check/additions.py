@@ -150,6 +150,7 @@ def _reads_others(node: fx.Node, edit: Edit, module: RewrittenModule) -> bool:
 
 _NEED_NO_READER = (
     Kind.KEY, Kind.CLOCK, Kind.SPLICE, Kind.CLONE, Kind.COPY, Kind.TRACK, Kind.PARAMETER, Kind.REPLACED, Kind.LAYER,
+    Kind.GRADIENTS,
 )  # fmt: skip
 
 

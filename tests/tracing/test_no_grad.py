@@ -158,3 +158,36 @@ def test_an_error_within_a_block_leaves_gradients_on(in_place: bool) -> None:
     with pytest.raises(RuntimeError, match="is invalid for input of size 20"):
         ours(torch.ones(5, 4))
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_additions_have_gradients_within_a_block(in_place: bool) -> None:
+    """A masked weight is made where it is first read, and is read after the block, too; and a value may be one from outside."""
+
+    def made(kind: type[nn.Module], **options: Any) -> Any:
+        torch.manual_seed(0)
+        model = kind()
+        return graphreg.regularize_(model, rng=0, **options) if in_place else graphreg.regularize(model, rng=0, example_inputs=X, **options)
+
+    module = made(Equilibrium, drop_connect=0.5)
+    output = module(X)
+    getattr(output, "output", output).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+
+    class Clamped(Same):
+        def forward(self, x: Tensor) -> Any:
+            h = self.first(x)
+            with torch.no_grad():
+                h.clamp_(-1, 1)
+            return self.last(h)
+
+    gradients = []
+    for options in ({"weight_l2": 0.0}, {"dropout": {"clamp_": 0.0}, "weight_l2": 0.0}):
+        module = made(Clamped, **options, **({"scale": 1} if in_place else {}))
+        output = module(X)
+        getattr(output, "output", output).square().sum().backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+    torch.testing.assert_close(*gradients)
+    assert "gradients as outside of torch.no_grad" in str(graphreg.diff(module))
+    stripped = graphreg.strip(graphreg.regularize(Clamped(), dropout={"clamp_": 0.5}, example_inputs=X))
+    assert stripped.code.count("gradients_switched(") == 2
