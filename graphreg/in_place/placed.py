@@ -107,8 +107,8 @@ class Placed(InPlaceHost):
         if options.blocks is None or strings(options.blocks):
             session.asked = self._asked(() if options.blocks is None else strings(options.blocks))
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
-        # for a structure: the fingerprint, the number of changed strengths and the error of a failed trace
-        self._failed: dict[str, tuple[Fingerprint, int, GraphRegError]] = {}
+        # for a structure: the fingerprint, the number of changed strengths, the modes of all modules and the error of a failed trace
+        self._failed: dict[str, tuple[Fingerprint, int, list[bool], GraphRegError]] = {}
         self._told = False  # whether the plan has been logged
         self.loosened: tuple[str, ...] = ()
         self._by_value: set[str] = set()  # arguments that are numbers, and of which a graph needs the value
@@ -321,9 +321,9 @@ class Placed(InPlaceHost):
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:
                 return others[0], False
-            fingerprint, changes, error = self._failed.get(key, (None, 0, None))
-            # it may have failed because a selector of ``set_strength`` matched no site
-            if error is not None and fingerprint is not None and changes == self.session.changes and fingerprint.same():
+            fingerprint, *then, error = self._failed.get(key, (None, 0, [], None))
+            # it may have failed because a selector of ``set_strength`` matched no site, or in other modes of submodules
+            if error is not None and then == [self.session.changes, _modes(model)] and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
             # the model was made on the meta device, and has got its values
@@ -339,7 +339,7 @@ class Placed(InPlaceHost):
                     self._tighten(numbers.other)
                     raise _ForOneValue from failure
                 told = told_of_change(failure) if self._made else failure
-                self._failed[key] = Fingerprint(model, reads), self.session.changes, told
+                self._failed[key] = Fingerprint(model, reads), self.session.changes, _modes(model), told
                 raise told from failure.__cause__
             except Exception as failure:  # the model's own
                 if at_call:
@@ -567,3 +567,7 @@ def _unpickled(
     session.take_strengths(chosen, awaited)
     session.load(state)
     return placed
+
+
+def _modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]

@@ -152,7 +152,7 @@ def _trained(graph: fx.Graph, module: RewrittenModule, aliases: Aliases) -> set[
     for n in graph.nodes:
         if n.target is gradients_switched:
             is_off = n.args[0] is False
-        elif is_off:
+        elif is_off and not aliases.effects.writes(n, is_definite=True):  # what is written into stays what it was
             continue
         elif (
             not reached.isdisjoint(n.all_input_nodes)

@@ -53,9 +53,10 @@ def take_shapes_of_samples(changes: Changes) -> None:
 
     def shape(of: Any, sample_shape: Any = ()) -> Any:
         parts = sample_shape, of._batch_shape, of._event_shape
-        if not any(issubclass(type(part), fx.Proxy) for part in parts):
+        sizes = sample_shape if isinstance(sample_shape, tuple) else ()
+        if not any(issubclass(type(part), fx.Proxy) for part in (*parts, *sizes)):
             return original(of, torch.Size(sample_shape))
-        return torch.Size(sample_shape) + of._batch_shape + of._event_shape
+        return (tuple(sample_shape) if sizes else sample_shape) + of._batch_shape + of._event_shape
 
     changes.put(Distribution, "_extended_shape", shape)
 

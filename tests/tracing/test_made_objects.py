@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Normal, kl_divergence
+from torch.distributions import Categorical, Independent, Normal, TransformedDistribution, kl_divergence
+from torch.distributions.transforms import TanhTransform
 
 import graphreg
 from graphreg import TraceError
@@ -117,6 +118,10 @@ class Actor(nn.Module):
         if self.kind == "categorical":
             found: Any = Categorical(logits=h)
             action = found.sample() if action is None else action
+        elif self.kind == "squashed":
+            found = TransformedDistribution(Independent(Normal(h, torch.exp(h.clamp(-5, 2))), 1), [TanhTransform()])
+            action = found.rsample() * 0.9
+            return action, found.log_prob(action), Normal(h.mean(), 1.0).sample((x.shape[0],)) + h.sum()
         else:
             found = Normal(h, torch.exp(h.clamp(-5, 2)))
             action = found.rsample()
@@ -125,7 +130,7 @@ class Actor(nn.Module):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("kind", ["categorical", "normal"])
+@pytest.mark.parametrize("kind", ["categorical", "normal", "squashed"])
 def test_an_actor_of_reinforcement_learning(kind: str, in_place: bool) -> None:
     plain = Actor(kind)
     theirs = copy.deepcopy(plain)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Beta, Normal
 from torch.nn import functional as F
 
 import graphreg
-from graphreg.errors import RegularizerError
+from graphreg.errors import RegularizerError, TraceError
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
 
@@ -53,6 +53,18 @@ class Momentum(nn.Module):
         with torch.no_grad():
             self.queue[:, :2] = key[:2].T
         return logits
+
+
+class Averages(Momentum):
+    """The same by what is no traced value: a trace has the parameters themselves."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.query(x)
+        with torch.no_grad():
+            for ours, theirs in zip(self.query.parameters(), self.key.parameters(), strict=True):
+                theirs.data.mul_(0.9).add_(0.1 * ours.detach().data)
+            key = self.key(x)
+        return y + key
 
 
 class Actor(nn.Module):
@@ -128,7 +140,7 @@ KINDS: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("how", KINDS)
-@pytest.mark.parametrize("kind", [Equilibrium, Momentum, Actor, Same])
+@pytest.mark.parametrize("kind", [Equilibrium, Momentum, Averages, Actor, Same])
 def test_it_is_the_model(kind: type[nn.Module], how: str) -> None:
     plain = kind()
     ours = KINDS[how](copy.deepcopy(plain))
@@ -191,3 +203,15 @@ def test_additions_have_gradients_within_a_block(in_place: bool) -> None:
     assert "gradients as outside of torch.no_grad" in str(graphreg.diff(module))
     stripped = graphreg.strip(graphreg.regularize(Clamped(), dropout={"clamp_": 0.5}, example_inputs=X))
     assert stripped.code.count("gradients_switched(") == 2
+
+
+def test_a_function_with_a_derivative_of_its_own_is_no_such_block() -> None:
+    """Its forward runs without gradients, too: torch's own ``_Dirichlet``, by which a Beta distribution is sampled."""
+
+    class Samples(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            v = super().forward(x).exp()
+            return Beta(v + 1, v + 2).rsample() + v
+
+    with pytest.raises(TraceError, match="under torch.no_grad"):
+        graphreg.regularize(Samples(4, 4), weight_l2=1.0, example_inputs=X)

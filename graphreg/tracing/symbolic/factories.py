@@ -151,13 +151,15 @@ def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> Non
     for entry in entries:
         tensors = [*entry.tensors, *tensors_in(entry.result)]
         parameters = [t for t in tensors if isinstance(t, nn.Parameter) and storage_key(t) not in tape.owned]
-        # that grad mode differs matters only if an argument or the result requires gradients
+        # that grad mode differs matters only if an argument or the result requires gradients, and not in the model's own forward
         grad, *rest = zip(entry.region, tape.tracer.region, strict=True)
         if parameters:
             why = "computes with a parameter that is not registered with any module"
         elif getattr(entry.function, "__name__", "") == "__set__":
             why = "assigns an attribute of a tensor that it makes"
-        elif any(a != b for a, b in rest) or (grad[0] != grad[1] and any(t.requires_grad for t in tensors)):
+        elif any(a != b for a, b in rest) or (
+            entry.scope and grad[0] != grad[1] and any(t.requires_grad for t in tensors)
+        ):
             why = "makes a tensor under torch.no_grad, autocast or the like"
         elif exposing := next((tape.known.exposed[key] for key in map(storage_key, tensors) if key in tape.known.exposed), None):
             why = f"makes a tensor, gives its memory away by {exposing}() and writes into it"

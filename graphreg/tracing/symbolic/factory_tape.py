@@ -275,6 +275,8 @@ class Tape(TorchFunctionMode):
             # share their memory
             return
 
+        if any(tensor.requires_grad for tensor in tensors_in(arguments)):
+            self.tracer.follow_gradients()
         last = next(iter(reversed(self.tracer.graph.nodes)), None)
         stack = dict(self.tracer.module_stack)
         self.tracer.note_autocast()

@@ -128,6 +128,7 @@ class SiteTracer(DecisionTracer):
         self._parameters: dict[int, str] = {}
         self._own_names = frozenset[str]()
         self.region, self._autocasts, self.switches_autocast = regions(), autocast_depth(), False
+        self._functions = 0  # how many functions of torch with derivatives of their own (``torch.autograd.Function``) run
         self._gradients_were: fx.Node | None = None  # in a block of ``torch.no_grad``, the node that switches gradients off
         self._constants = BufferConstants()
         self._calls: list[str] = []  # the paths of the called modules in order, to roll ``num_calls`` back: copying that would cost more
@@ -294,7 +295,11 @@ class SiteTracer(DecisionTracer):
             # torch.fx writes a function of torch's by its name, which is that of its class
             if cls.__module__.partition(".")[0] != "torch" and is_traced((args, kwargs)):
                 return self.create_proxy("call_function", function_call(cls), args, kwargs)
-            return inherited.__get__(None, cls)(*args, **kwargs)
+            self._functions += 1
+            try:
+                return inherited.__get__(None, cls)(*args, **kwargs)
+            finally:
+                self._functions -= 1
 
         def is_recorded(key: str, arguments: Any) -> bool:
             def is_plain(value: Any) -> bool:
@@ -325,7 +330,13 @@ class SiteTracer(DecisionTracer):
         with Changes() as changes, changes:
             for asked in (torch.finfo, torch.iinfo):
                 changes.put(torch, asked.__name__, recorded_class(asked, partial(self._created, asked)))
+            changes.put(torch, "broadcast_shapes", partial(self._broadcast, torch.broadcast_shapes))
             yield
+
+    def _broadcast(self, original: Callable[..., Any], *shapes: Any) -> Any:
+        """Record ``torch.broadcast_shapes`` of traced sizes, as a distribution calls it."""
+        traced = any(issubclass(type(each), fx.Proxy) for shape in shapes for each in (shape, *(shape if type(shape) is tuple else ())))
+        return self._created(original, *shapes) if traced else original(*shapes)
 
     def _created(self, function: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
         return self.create_proxy("call_function", function, args, kwargs)
@@ -558,7 +569,8 @@ class SiteTracer(DecisionTracer):
         elif kind not in ("placeholder", "get_attr"):
             now = regions()
             # a module that is called as a whole is in its own scope already
-            inside = any(self._scopes[:-1] if kind == "call_module" or rest[0] is no_singleton else self._scopes)
+            # nor does the code of a function with a derivative of its own run without gradients because of a block
+            inside = self._functions or any(self._scopes[:-1] if kind == "call_module" or rest[0] is no_singleton else self._scopes)
             if now != self.region and (inside or now != (False, *self.region[1:])):
                 raise RuntimeError(
                     "this runs under torch.no_grad, autocast, hooks on saved tensors or the like, and a trace would lose that; move it "
@@ -570,6 +582,11 @@ class SiteTracer(DecisionTracer):
         if kind.startswith("call") and (caught := self._caught[-1] | caught_here(within=SiteTracer._record_call.__code__)):
             mark_caught(node, tuple(sorted(caught)))
         return node
+
+    def follow_gradients(self) -> None:
+        """Do so for an operation that is no node yet, in the model's own forward."""
+        if not self._functions and not self.scope_path and regions()[1:] == self.region[1:]:
+            self._follow_gradients(regions()[0])
 
     def _follow_gradients(self, on: bool) -> None:
         """Add a node that switches gradients off, or back to what they were, if the forward has done so since the last node."""
