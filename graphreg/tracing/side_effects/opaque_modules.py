@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals.modules import forward_hooks
+from graphreg.tracing.reads import OWN_ATTRIBUTES
 from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_installed, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
@@ -98,10 +99,10 @@ class OpaqueState:
         """Hide what the code of one module assigns, and the items of containers that this code changes."""
         assigned = code.assigned
         # the graph itself reads parameters, buffers and modes at each call
-        registered = {name for kind in REGISTERED for name in vars(module)[kind]} | {"training"}
+        registered = {name for kind in REGISTERED for name in vars(module)[kind]} | OWN_ATTRIBUTES
         for name in sorted(assigned.attributes - registered):
             self._hide_attribute(self._attributes[id(module)], name, module)
-        for name in sorted(assigned.items & vars(module).keys()):
+        for name in sorted((assigned.items & vars(module).keys()) - OWN_ATTRIBUTES):
             self._hide_items(vars(module)[name], self._attributes[id(module)].label(name))
         self._hide_shared((*type(module).__mro__, *code.classes), code)
 
@@ -126,9 +127,11 @@ class OpaqueState:
             reached.update(map(id, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
         assigned = code.assigned
         for place in [place for place in self._attributes.values() if id(place.owner) in reached]:
-            for name in sorted(assigned.attributes & place.content.keys()):
+            # other classes may have attributes with the names of a module's own
+            names = place.content.keys() - (OWN_ATTRIBUTES if issubclass(type(place.owner), nn.Module) else ())
+            for name in sorted(assigned.attributes & names):
                 self._hide(place, name, place.content[name])
-            for name in sorted(assigned.items & place.content.keys()):
+            for name in sorted(assigned.items & names):
                 self._hide_items(place.content[name], place.label(name))
         if assigned.items:
             for found in [place for key, place in self._containers.items() if key in reached]:
