@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -82,3 +83,37 @@ def test_what_a_call_wrote_before_it_raised_stays() -> None:
             else:
                 each(torch.ones(n, 4))
         assert model.seen == plain.seen
+
+
+class Importer:
+    """As transformers imports lazily: its attribute is no module's."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._modules = set(names)
+        self._buffers = {}
+        self._buffers["n"] = len(names)
+
+
+class Decides(nn.Module):
+    """Opaque; its code reaches what assigns attributes with the names that a module's own have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.sum()) > 1e9:
+            Importer(["torch"])
+        self.calls += 1
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_attributes_of_other_classes_with_the_names_of_a_modules_own(in_place: bool) -> None:
+    """BLIP and its like were left without submodules."""
+    model: Any = nn.Sequential(nn.Linear(4, 4), Decides(), nn.ReLU(), nn.Linear(4, 2))
+    plain, x = copy.deepcopy(model), torch.ones(2, 4)
+    ours = graphreg.regularize_(model, weight_l2=0.0, scale=1) if in_place else graphreg.regularize(model, weight_l2=0.0)
+    given = ours(x)
+    assert torch.equal(given if in_place else given.output, plain(x))
+    assert list(model[1]._modules) == ["layer"] and type(model[1]._buffers) is type(plain[1]._buffers)

@@ -109,6 +109,7 @@ def test_it_adds_noise_in_train_mode_and_says_that_there_is_no_graph_of_eval_mod
     assert model.eval()(words) == graphreg.strip_(copy.deepcopy(model))(words)
     noted = [line for line in str(graphreg.report(model.train())).splitlines() if line.startswith("train mode alone: ")]
     assert len(noted) == 1 and "Tagger cannot be traced symbolically at " in noted[0] and "scores.tolist()" in noted[0]
+    graphreg.verify(model, model, words, tags)
     losses = []
     for each in (copy.deepcopy(model), model):
         torch.manual_seed(0)  # for the model's own dropout
