@@ -160,14 +160,19 @@ def _own_modes(
 def _readers_themselves(
     model: nn.Module, literals: Mapping[str, Literals], graphs: Sequence[fx.Graph], mode_reads: ModeReads
 ) -> LiteralOwners:
-    """Return the owner of each literal that a module gets from a module around it, which reads its own mode and passes it on."""
+    """Return the owner of each literal that does not belong to the module in whose forward it stands, since that reads no mode.
+
+    It belongs to a module around it, which reads its own mode and passes it on, or to the only module that reads one.
+    """
     modules = modules_by_path(model)
-    reading = {modules[path] for path in mode_reads.paths if path in modules}
+    reading = {modules[path]: path for path in mode_reads.paths if path in modules}
     owners = LiteralOwners()
     for node in (node for graph in graphs for node in graph.nodes if name_of(node) in literals):
         path = scope_of(node)
         while path and modules.get(path) not in reading:
             path = path.rpartition(".")[0]
+        if modules.get(path) not in reading and len(reading) == 1:
+            (path,) = reading.values()
         if path != scope_of(node) and modules.get(path) in reading:
             owners |= {(name_of(node), i): path for i in literals[name_of(node)]}
     return owners

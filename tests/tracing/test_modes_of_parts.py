@@ -46,6 +46,23 @@ class Path(nn.Module):
         return x * torch.rand(x.shape[0], 1).gt(0.3) / 0.7 if self.training else x
 
 
+class Gives(nn.Module):
+    """Its mode decides a number that its caller computes with."""
+
+    def forward(self, x: Tensor) -> Any:
+        return x, (0.1 if self.training else 0.7)
+
+
+class Takes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gives()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, factor = self.gate(x)
+        return h * factor  # type: ignore[no-any-return]
+
+
 class Chooses(nn.Module):
     """Its mode decides which of two values it returns; the operations are the same."""
 
@@ -82,6 +99,7 @@ class InTrainMode(Net):
 CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "literals": (lambda: Net(Drop(), Drop()), ()),
     "passed on": (lambda: Net(Passes(), Drop()), ()),
+    "a number that is returned": (lambda: Net(Takes(), nn.ReLU()), ()),
     "operations": (lambda: Net(Path(), Drop()), ("parts.0",)),
     "a choice": (lambda: Net(Chooses(), Drop()), ("parts.0",)),
     "literals, and operations of the model": (lambda: InTrainMode(Drop(), Drop()), ()),
