@@ -147,7 +147,7 @@ class Snapshot:
                 self.code,
                 caches={key: each for key, each in self.code.caches.items() if key not in before.caches},
                 functions={key: each for key, each in self.code.functions.items() if key not in before.functions},
-                variables={key: (space, {name for name in names if not callable(space[name])}) for key, (space, names) in new.items()},
+                variables={key: (space, {name for name in names if name in space and not callable(space.get(name))}) for key, (space, names) in new.items()},
             )
         )
 
@@ -156,7 +156,8 @@ class Snapshot:
         self.places += [FunctionCache(cache, "a cache") for cache in code.caches.values()]
         for space, names in code.variables.values():
             self._add_attributes(Variables(space, frozenset(names)), 2, not is_installed(space.get("__file__", "")))
-            if any(_draws_from_numpy(space[name]) for name in names):
+            # by ``get``, since the trace of another thread may take its stand-ins out of the namespace
+            if any(_draws_from_numpy(space.get(name)) for name in names):
                 # it is the value of no variable of the user's, and so would not be found
                 self._add_value(sys.modules["numpy"].random.mtrand._rand, "numpy.random", 0)
         for function in code.functions.values():
