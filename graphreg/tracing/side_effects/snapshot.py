@@ -147,7 +147,10 @@ class Snapshot:
                 self.code,
                 caches={key: each for key, each in self.code.caches.items() if key not in before.caches},
                 functions={key: each for key, each in self.code.functions.items() if key not in before.functions},
-                variables={key: (space, {name for name in names if name in space and not callable(space.get(name))}) for key, (space, names) in new.items()},
+                variables={
+                    key: (space, {name for name in names if name in space and not callable(space.get(name))})
+                    for key, (space, names) in new.items()
+                },
             )
         )
 
