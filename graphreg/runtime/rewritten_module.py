@@ -208,7 +208,6 @@ class RewrittenModule(fx.GraphModule):
         writer = CallText(next(iter(forwards.values())), state.model.specialized, state.structures) if state.structures else None
 
         caught = frozenset[str]().union(*map(caught_errors, state.graphs.values()))
-
         switches = any(node.target is gradients_switched for graph in state.graphs.values() for node in graph.nodes)
 
         # One forward that chooses among those that were generated takes their place.

@@ -137,7 +137,8 @@ def _own_modes(
         of the others.
     """
     modes = {module: module.training for module in model.modules()}
-    for rest in (list(paths), [path for path in paths if path in in_both]):
+    seeming = [path for path in paths if path in in_both]
+    for rest in ([*paths], seeming) if len(seeming) < len(paths) else ([*paths],):
         alone = set(map(model.get_submodule, rest))
         if not alone:
             continue

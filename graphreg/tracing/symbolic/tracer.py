@@ -568,8 +568,8 @@ class SiteTracer(DecisionTracer):
             self._follow_gradients(True)
         elif kind not in ("placeholder", "get_attr"):
             now = regions()
-            # a module that is called as a whole is in its own scope already
-            # nor does the code of a function with a derivative of its own run without gradients because of a block
+            # A module that is called as a whole is in its own scope already. A function with a derivative of its own runs without
+            # gradients, but not because of a block.
             inside = self._functions or any(self._scopes[:-1] if kind == "call_module" or rest[0] is no_singleton else self._scopes)
             if now != self.region and (inside or now != (False, *self.region[1:])):
                 raise RuntimeError(
@@ -584,7 +584,7 @@ class SiteTracer(DecisionTracer):
         return node
 
     def follow_gradients(self) -> None:
-        """Do so for an operation that is no node yet, in the model's own forward."""
+        """Note in the graph whether gradients are on, for an operation of the model's own forward that is no node yet."""
         if not self._functions and not self.scope_path and regions()[1:] == self.region[1:]:
             self._follow_gradients(regions()[0])
 
