@@ -80,7 +80,9 @@ def regularize(
             has a ``loss``, the penalties are added to the loss. Otherwise, the gradients of the penalties are added in the backward pass.
         compile: True, or a dict of options for torch.compile.
         scale: With ``penalties="attach"``, the factor by which your training code multiplies the loss: a number, a 0-d tensor, a
-            GradScaler, or a function without arguments that returns the factor.
+            GradScaler, or a function without arguments that returns the factor. If the output has a ``loss``, it contains
+            the penalties, so your code multiplies them, too, and needs no ``scale``. A number given there multiplies the penalties once
+            more, as is needed if the loss is a mean over all accumulated items.
         own_dropout: What to do with native dropout, which is the dropout, stochastic depth and attention dropout that the model
             itself contains. ``"keep"`` leaves it unchanged, ``"seeded"`` draws it from graphreg's streams, ``"off"`` turns it off,
             and a rate in [0, 1) sets its rate and draws it from graphreg's streams. A dict maps selectors to these values. If several

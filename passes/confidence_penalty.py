@@ -1,5 +1,6 @@
 """A penalty on confident outputs."""
 
+import torch
 from torch import Tensor
 
 from graphreg import ModelInput, Penalty, Site, mean_over_counted
@@ -40,6 +41,7 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
         return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
 
     def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
-        # log p stays finite where p rounds to 0: there, p.log() would be -inf, and the product nan.
+        # log p stays finite where p is 0 or rounds to 0, such as for a logit of -inf (a masked class): with -inf, the product would be nan
         log_p = units.log_softmax(1)
+        log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
         return mean_over_counted((log_p.exp() * log_p).sum(1), counted)

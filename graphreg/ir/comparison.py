@@ -31,12 +31,10 @@ def flat(node: fx.Node) -> list[Any]:
     return flat
 
 
-def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
+def literals_between(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     """Return the literals that differ between two nodes, and whether the nodes read the same values.
 
-    Return None unless both are the same operation with the same structure of arguments. If the
-    nodes read different values, for example because an operation before them depends on the mode,
-    return only the literals of type bool, such as ``training=``.
+    Return None unless both are the same operation with the same structure of arguments.
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
@@ -44,7 +42,7 @@ def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
 
 
 def literals_apart(ours: list[Any], theirs: list[Any]) -> tuple[Literals, bool] | None:
-    """Return the same as ``_literals``, for the flat lists of the arguments of two nodes that call the same operation."""
+    """Return the same as ``literals_between``, for the flat lists of the arguments of two nodes that call the same operation."""
     if len(ours) != len(theirs):
         return None
     differing, same = Literals(), True
@@ -55,7 +53,19 @@ def literals_apart(ours: list[Any], theirs: list[Any]) -> tuple[Literals, bool] 
             same = same and name_of(x) == name_of(y)
         elif type(x) is not type(y) or not (x == y or (is_nan(x) and is_nan(y))):
             differing[i] = x, y
-    return (differing if same else {i: pair for i, pair in differing.items() if type(pair[0]) is type(pair[1]) is bool}), same
+    return differing, same
+
+
+def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
+    """Return the same as ``literals_between``, but of nodes that read different values the literals of type bool alone.
+
+    Nodes read different values if an operation before them depends on the mode. Then a bool, such as ``training=``, is the only literal
+    that surely depends on the mode itself.
+    """
+    found = literals_between(a, b)
+    if found is None or found[1]:
+        return found
+    return {i: pair for i, pair in found[0].items() if type(pair[0]) is type(pair[1]) is bool}, False
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:

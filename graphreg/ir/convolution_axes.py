@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules import activation, dropout, padding, pooling, upsampling
 
 from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.torch_internals.modules import ConvolutionBase
@@ -17,8 +20,25 @@ CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "c
 # The functions of Python's ``operator`` that have another name in aten: name in ``operator`` ->
 # name in aten.
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
-_KEEP_AXES = {"clone", "contiguous", "to", "float", "double", "half", "type_as", "softmax", "log_softmax", "interpolate", "upsample"}
-_LAYERS_KEEP_AXES = (*(f"torch.nn.modules.{kind}" for kind in ("activation", "pooling", "padding", "dropout", "upsampling")),)
+_PARTS = {"chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"}  # their results are tuples of parts
+_LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling)
+
+
+def _called_by_layers() -> Iterator[str]:
+    """Yield the names of the functions of ``torch.nn.functional`` that the layers of ``_LAYERS_KEEP_AXES`` call."""
+    for module in _LAYERS_KEEP_AXES:
+        for kind in vars(module).values():
+            forward = vars(kind).get("forward") if isinstance(kind, type) and kind is not nn.MultiheadAttention else None
+            for name in forward.__code__.co_names if isinstance(forward, FunctionType) else ():
+                if callable(function := getattr(nn.functional, name, None)):
+                    yield from (name, function.__name__)
+
+
+_KEEP_AXES = {
+    "clone", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "roll", "flip", "narrow", "cumsum",
+    "normalize", "written", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "grid_sample", "grid_sampler",
+    *_PARTS, *_called_by_layers(),
+}  # fmt: skip
 
 
 def spatial_dims(node: fx.Node, operations: Operations) -> int:
@@ -49,15 +69,16 @@ def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx
     module, name = operations.module(node), function_name(node)
     if operations.is_opaque(node):  # a user's function may have the name of a function of torch
         return
-    # ``x[:, :, ::2]`` keeps the axes; ``x[0]`` and ``x[:, None]`` do not
+    # ``x[:, :, ::2]`` keeps the axes; ``x[0]`` and ``x[:, None]`` do not, unless ``x`` is a tuple of parts
     index: Any = node.args[1] if name == "getitem" else None
     slices = all(isinstance(part, slice) or part is ... for part in (index if isinstance(index, Sequence) else (index,)))
+    slices = slices or (isinstance(index, int) and isinstance(node.args[0], fx.Node) and function_name(node.args[0]) in _PARTS)
     if is_elementwise(node) or name in ("cat", "concat", "concatenate"):
         yield from nodes_in((node.args, node.kwargs))
     elif (
         operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
-        or (type(module).__module__ in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
-        or slices
+        or (sys.modules[type(module).__module__] in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
+        or slices or node.kwargs.get("keepdim") is True
     ):  # fmt: skip
         yield from list(nodes_in(node.args))[:1]
 

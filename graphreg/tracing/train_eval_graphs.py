@@ -6,8 +6,9 @@ the other mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise, zip_longest
 from typing import Any, TypeVar
 
 from torch import fx, nn
@@ -15,7 +16,7 @@ from torch.fx.node import has_side_effect, map_aggregate
 
 from graphreg.errors import OtherInputs
 from graphreg.ir.call_records import doubt_plain
-from graphreg.ir.comparison import Literals, compared, flat, name_of
+from graphreg.ir.comparison import Literals, compared, flat, literals_between, name_of
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.train_eval import ModeGraphs, choose, not_in_eval
 from graphreg.torch_internals.modules import modules_by_path
@@ -97,10 +98,11 @@ def trace_each_mode(
     apart = {m for m, mode in modes.items() if mode != model.training}
     graphs = [graph for graph in (train, evaluation) if graph is not None]
     in_both = set[str].intersection(*({scope_of(node) for node in graph.nodes} for graph in graphs)) if evaluation is not None else set()
+    known = _parts_apart(train, evaluation, read[True] | read[False]) if evaluation is not None and not readers else None
     found = {}
     for mode, traced in zip((True, False), graphs, strict=False):
         own = [path for path in read[mode] if path and path not in readers]
-        branching, literals = _own_modes(model, mode, traced, own, in_both, trace, follow)
+        branching, literals = known[mode] if known is not None else _own_modes(model, mode, traced, own, in_both, trace, follow)
         literals |= differing
         among = {**_readers_themselves(model, literals, [traced], mode_reads), **owners}
         # after ``train()`` or ``eval()`` all submodules have the mode of the model
@@ -114,6 +116,56 @@ def trace_each_mode(
         _assert_modes(graph, {path: in_mode(model.get_submodule(path)) for path in (*asserted, *branching)})
         found["train" if mode else "eval"] = graph
     return found
+
+
+def _parts_apart(train: fx.Graph, evaluation: fx.Graph, reading: Iterable[str]) -> dict[bool, tuple[list[str], dict[str, Literals]]] | None:
+    """Find out from the graphs of both modes, without another trace, what depends on the modes of submodules; None if that is not certain.
+
+    It is certain if exactly those submodules have other values in eval mode that read their own modes, as timm's batch norms do, and if
+    none of these lies in another one. Then each of them decides what differs among its own values.
+
+    Args:
+        train, evaluation: The graphs.
+        reading: The paths of the modules that read their own modes.
+
+    Returns:
+        A dict. Each key is whether the graph is that of train mode; the value is what ``_own_modes`` returns for it.
+    """
+    leaves = {node.target for graph in (train, evaluation) for node in graph.find_nodes(op="call_module")}  # these follow their own modes
+    parts = {*reading} - leaves
+    around = sorted(f"{path}." for path in parts)
+    if "" in parts or any(inner.startswith(outer) for outer, inner in pairwise(around)):
+        return None
+
+    in_train, in_eval = _nodes_by_module(train), _nodes_by_module(evaluation)
+    places = {node: (path, i) for nodes in (in_train, in_eval) for path in nodes for i, node in enumerate(nodes[path])}
+    branching, apart, operands = list[str](), set[str](), list[tuple[Any, Any]]()
+    literals: dict[bool, dict[str, Literals]] = {True: {}, False: {}}
+    for path in {**in_train, **in_eval}:
+        pairs = [*zip_longest(in_train.get(path, ()), in_eval.get(path, ()))]
+        each = [None if None in pair else literals_between(*pair) for pair in pairs]
+        if None in each:
+            branching.append(path)
+            continue
+        for (a, b), (differing, _) in zip(pairs, filter(None, each), strict=True):
+            operands += zip(flat(a), flat(b), strict=True)
+            if differing:
+                literals[True][name_of(a)] = literals[False][name_of(b)] = differing
+                apart.add(path)
+
+    free = {*in_train, *in_eval} - {*branching}  # of values in these, another module may have chosen one
+    chosen = (a for a, b in operands if isinstance(a, fx.Node) and places[a] != places[b] and {places[a][0], places[b][0]} <= free)
+    if apart.union(branching) != parts or next(chosen, None) is not None:
+        return None
+    return {mode: (branching, literals[mode]) for mode in literals}
+
+
+def _nodes_by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return the nodes of a graph by the path of the module in whose forward they were made."""
+    nodes = dict[str, list[fx.Node]]()
+    for node in graph.nodes:
+        nodes.setdefault(scope_of(node), []).append(node)
+    return nodes
 
 
 def _own_modes(

@@ -36,6 +36,15 @@ def test_against_torch_and_differences() -> None:
     agrees(ConfidencePenalty("*", 1.0), lambda logits: -Categorical(logits=logits).entropy().mean(), random(5, 3))
 
 
+def test_masked_classes_add_nothing() -> None:
+    """A decoder or a policy sets the logits of classes that are not allowed to -inf."""
+    logits, masked = random(5, 3).requires_grad_(), torch.tensor([False, True, False])
+    found = ConfidencePenalty("*", 1.0)(logits.masked_fill(masked, -math.inf))
+    expected = ConfidencePenalty("*", 1.0)(logits[:, ~masked])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (found, expected)))
+
+
 def test_logits_that_are_far_apart_have_a_gradient() -> None:
     logits = torch.tensor([[0.0, 1e4]], requires_grad=True)
     penalty = ConfidencePenalty("*", 1.0)(logits)

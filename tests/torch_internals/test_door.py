@@ -42,6 +42,7 @@ STACK_READERS = {
     "graphreg/tracing/reads.py": "whether it is the model's code that reads an attribute",
     "graphreg/in_place/fingerprint.py": "the variables of the functions around the model's, and the file of a function",
     "graphreg/ir/contents.py": "whether it is the model's code that asks",
+    "graphreg/ir/convolution_axes.py": "the functions that layers of torch call",
     "graphreg/ir/source_location.py": "the line of the user's code that makes a node",
     "graphreg/regularizer/purity.py": "the line of a formula that draws or writes",
     "graphreg/tracing/frames.py": "whether it is the model's code that asks a stand-in, and whether it catches what is raised",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import graphreg
+from graphreg.ir.metadata import scope_of
 from graphreg.ir.site import Label, Site
 from graphreg.tracing.trace import Traced
 from ten_models import TEN, build, tensors
@@ -83,3 +84,16 @@ def test_a_size_that_is_read_counts_as_it_does_in_a_symbolic_trace() -> None:
     x = torch.randn(3, 5, 4)
     symbolic, export = (found(graphreg.trace(Sizes(), x, front_end=end)) for end in ("symbolic", "export"))  # type: ignore[arg-type]
     assert symbolic == export
+
+
+def test_what_torch_export_adds_to_compute_sizes_is_in_no_unknown_module() -> None:
+    """torch.export gives a node that it adds after the trace, here of a size, the name of no module in place of a module's path."""
+
+    class Part(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rand(x.shape[0], 1)
+
+    model = nn.Sequential(nn.Linear(4, 4), Part(), nn.Linear(4, 4))
+    ours = graphreg.regularize(model, front_end="export", example_inputs=torch.randn(3, 4), hidden_dropout=0.1)
+    assert any("sym_size" in str(node.target) for node in ours.graph.nodes)
+    assert {scope_of(node) for node in ours.graph.nodes} <= {*dict(model.named_modules())}

@@ -229,9 +229,7 @@ class Unlifter:
             scope, origin = self._scope(node), args[0].meta["origin"] if node.target is operator.getitem else None
         made.meta["val"] = node.meta.get("val")
         made.meta["origin"] = origin or origin_in_trace(node.stack_trace)
-        # a module that is registered twice has two paths: the stack gets the first one
-        stack = node.meta.get(STACK) or {}
-        made.meta[STACK] = {key: (self._paths.get(str(path), str(path)), kind) for key, (path, kind) in stack.items()}
+        made.meta[STACK] = self._stack(node)
         self._made[node.meta[AT]] = made
         self._label(made, scope, node)
 
@@ -245,9 +243,16 @@ class Unlifter:
 
     def _scope(self, node: fx.Node) -> str:
         """Return the path of the module in which torch.export made a node."""
-        stack = list((node.meta.get(STACK) or {}).values())
-        path = str(stack[-1][0]) if stack else ""
-        return str(self._paths.get(path, path))
+        return next((path for path, _ in reversed(self._stack(node).values())), "")
+
+    def _stack(self, node: fx.Node) -> dict[str, tuple[str, Any]]:
+        """Return the calls of modules during which torch.export made a node, outermost first: by key, the path and kind of the module.
+
+        A module that is registered twice has two paths, of which it gets the first. The stack of a node that torch.export adds after the
+        trace, to compute sizes, may name no module of the model; it counts as empty.
+        """
+        stack: dict[str, tuple[str, Any]] = node.meta.get(STACK) or {}
+        return {key: (self._paths[path], kind) for key, (path, kind) in stack.items() if path in self._paths}
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
         """Return the arguments of torch.export's node, with nodes of ``graph`` in place of torch.export's nodes."""

@@ -1,0 +1,94 @@
+"""Which operations leave the axes of a convolution's output as they are, and which give the value axes of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import activation
+
+import graphreg
+
+Way = Callable[[Tensor], Tensor]
+
+
+class After(nn.Module):
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self.conv, self.way = nn.Conv2d(3, 8, 3, padding=1), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mul(self.way(self.conv(x)), 1.0)
+
+
+def spatial(way: Way) -> int:
+    sites = {site.name: site.spatial for site in graphreg.trace(After(way), example_inputs=torch.randn(2, 3, 6, 6)).values}
+    return sites[[name for name in sites if name.startswith("mul")][-1]]
+
+
+def gated(h: Tensor) -> Tensor:
+    a, b = h.chunk(2, 1)
+    return a * torch.sigmoid(b)
+
+
+def written(h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 0] = 0
+    return h
+
+
+KEPT: dict[str, Way] = {
+    "chunk": gated, "split": lambda h: h.split(4, 1)[0], "written": written, "pad": lambda h: F.pad(h, (1, 1, 0, 0)),
+    "flip": lambda h: h.flip(-1), "roll": lambda h: h.roll(1, 3), "normalize": lambda h: F.normalize(h, dim=1),
+    "mean": lambda h: h.mean((2, 3), keepdim=True), "global response": lambda h: h / (h.norm(dim=(2, 3), keepdim=True) + 1e-6),
+    "shuffle": lambda h: F.pixel_shuffle(h, 2), "channels": lambda h: F.channel_shuffle(h, 2),
+    "interpolate": lambda h: F.interpolate(h, (3, 3)),
+    "twice": lambda h: h.repeat_interleave(2, 3), "bfloat16": lambda h: h.bfloat16().float(), "detach": lambda h: h.detach() + h,
+    "prelu": lambda h: F.prelu(h, torch.ones(1)),
+    "slice": lambda h: h[:, ::2], "cat": lambda h: torch.cat([h, h], 1), "where": lambda h: torch.where(h > 0, h, 0.0),
+}  # fmt: skip
+OTHERS: dict[str, Way] = {
+    "permute": lambda h: h.permute(0, 2, 3, 1), "transpose": lambda h: h.transpose(1, 3), "flatten": lambda h: h.flatten(2),
+    "item": lambda h: h[0], "stack": lambda h: torch.stack([h, h]), "mean": lambda h: h.mean(1), "unsqueeze": lambda h: h[:, None],
+    "linear": lambda h: F.linear(h, torch.ones(5, 6)), "unbind": lambda h: h.unbind(1)[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", KEPT.values(), ids=KEPT)
+def test_axes_that_stay(way: Way) -> None:
+    assert spatial(way) == 2
+
+
+@pytest.mark.parametrize("way", OTHERS.values(), ids=OTHERS)
+def test_axes_of_its_own(way: Way) -> None:
+    assert spatial(way) == 0
+
+
+def test_each_activation_of_torch_as_a_layer_and_as_a_function() -> None:
+    """The functions are those that torch's own layers call, so none can be forgotten."""
+    needed: dict[str, Any] = {"Threshold": (0.1, 0.0), "Softmin": (1,), "Softmax": (1,), "LogSoftmax": (1,), "GLU": (1,)}
+    kinds = {
+        name: kind for name, kind in inspect.getmembers(activation, inspect.isclass)
+        if issubclass(kind, nn.Module) and kind.__module__ == activation.__name__ and name != "MultiheadAttention"
+    }  # fmt: skip
+    assert len(kinds) > 25
+    for name, kind in kinds.items():
+        layer = kind(*needed.get(name, ()))
+        assert spatial(layer) == 2, name
+        if name != "PReLU":  # the function is in ``KEPT``, since it takes the layer's parameter
+            assert spatial(lambda h, layer=layer: type(layer).forward(layer, h)) == 2, name
+
+
+def test_decov_behind_a_function_is_decov_behind_the_layer() -> None:
+    """Worked out by hand: the units are the channels."""
+    x = torch.randn(2, 3, 6, 6)
+    module = graphreg.regularize(After(F.hardswish), decov={"hardswish": 1.0}, example_inputs=x)
+    h = F.hardswish(module.get_submodule("conv")(x)).movedim(1, -1).flatten(0, -2)
+    covariance = (h - h.mean(0)).T @ (h - h.mean(0)) / len(h)
+    expected = (covariance - covariance.diag().diag()).square().sum() / 2
+    torch.testing.assert_close(module(x).penalties["decov"], expected)
