@@ -11,7 +11,7 @@ CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 
 
 class Zoneout(Splice, keys=("zoneout",)):
-    """Keeps units of a recurrent cell's state as they were before the step, at random.
+    """At each step, keeps random units of a recurrent cell's state at their previous values.
 
     Formula: ``m z + (1 - m) previous``, where ``previous`` is the state that the cell read, and m is 0 with probability ``weight``, else
     1. In eval mode, the expectation replaces z: ``(1 - weight) z + weight previous``.

@@ -16,8 +16,8 @@ ITS_OWN_DOUBTS = {5: "suspect", 6: "suspect", 7: "suspect", 14: "do not use"}  #
 Records = Mapping[Case, Record]
 
 HEAD = """`make rng-battery`, run {dates} with dieharder {version} and torch {torch}, runs every test of `dieharder -a`, each in its own \
-process (`dieharder -d N [-n SIZE] -g 200`). The tests read three streams of 32-bit words, which graphreg's keys and hash draw for \
-`BernoulliDropout` with seed 0:
+process (`dieharder -d N [-n SIZE] -g 200`). The tests read three streams of 32-bit words. Here, a stream is a sequence of words \
+that graphreg's keys and hash give for `BernoulliDropout` with seed 0:
 
 - *training*: the words in the order in which training draws them: step by step, {elements} elements of each of {sites} sites;
 - *over steps*: element 0 of one site, step after step;
@@ -73,7 +73,7 @@ def verdicts(kept: Iterable[Record], word: str) -> int:
 
 def sums(found: Records, more: Records) -> Iterator[str]:
     """How many p-values of each stream there are, and how many of them random words would have dieharder call WEAK."""
-    yield row("stream", "tests", "p-values", "PASSED", "WEAK", "expected of random words", "FAILED")
+    yield row("stream", "tests", "p-values", "PASSED", "WEAK", "WEAK expected by chance", "FAILED")
     yield "|---|---|---|---|---|---|---|"
     for stream in STREAMS:
         own = [kept for case, kept in found.items() if case.stream == stream]
@@ -85,7 +85,7 @@ def sums(found: Records, more: Records) -> Iterator[str]:
     yield (
         "dieharder calls a p-value WEAK if it is below 0.005 or above 0.995, which happens to one of a hundred by chance, and FAILED if it "
         f"is less than 10⁻⁶ away from 0 or 1. Tests that did not pass ran again, with {MORE} times the samples, on words that no other "
-        f"test had read: {len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass then"
+        f"test had read. These were {len(more)} tests, of which {sum(map(doubtful, more.values()))} did not pass again"
         + (f"; {left} more {'waits' if left == 1 else 'wait'} for it." if left else ".")
     )
 
@@ -156,7 +156,10 @@ def steps_taken(found: Records) -> Iterator[str]:
     words = {case: kept["words"] for case, kept in found.items() if case.stream == "over sites" and kept["words"] + BATCH > NAMES}
     if words:
         most = max(words.values()) / NAMES
-        yield f"In *over sites*, these tests read more words than there are sites, so from up to {most:.0f} steps: {listed(words)}.\n"
+        yield (
+            "In *over sites*, these tests read more words than there are sites, so their words come from up to "
+            f"{most:.0f} steps: {listed(words)}.\n"
+        )
 
 
 def full(found: Records) -> Iterator[str]:

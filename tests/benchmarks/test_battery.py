@@ -161,10 +161,10 @@ def test_the_tables(results: Path) -> None:
         "| test_15 | 0 | 100 of 5 | 0.00100000 WEAK | not run | not run |",
         "| test_15 | 0 | 100 of 5 | 0.75000000 | not run | not run |",
         "| test_15 | 0 | 1000 of 5 | 0.40000000 |  |  |",
-        "In *over sites*, these tests read more words than there are sites, so from up to 3 steps: `-d 5`.",
+        "In *over sites*, these tests read more words than there are sites, so their words come from up to 3 steps: `-d 5`.",
     ):
         assert line in text.splitlines()
-    assert "1 tests, of which 0 did not pass then" in text
+    assert "1 tests, of which 0 did not pass again" in text
     left = next(line for line in text.splitlines() if line.startswith("Not run on *training*"))
     assert "`-d 0`" not in left and "`-d 203` at 0, 1, 3, 4," in left
 

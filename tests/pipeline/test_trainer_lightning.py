@@ -57,7 +57,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[name-defined,misc]
 @pytest.fixture(scope="module")
 def noise_state() -> Any:
     """The callback of docs/trainers.md, whose code is run whole, in passing."""
-    return run_page("trainers.md", "Lightning")["NoiseState"]
+    return run_page("trainers.md", "Lightning, with a separate module")["NoiseState"]
 
 
 def loader() -> DataLoader[Any]:

@@ -118,7 +118,7 @@ def test_it_learns_and_evaluates_without_noise(pair: Pair, tmp_path: Path) -> No
 @pytest.fixture(scope="session")
 def page() -> dict[str, Any]:
     """The names of docs/trainers.md, whose code is run whole, in passing."""
-    return run_page("trainers.md", "transformers")
+    return run_page("trainers.md", "transformers, with a separate module")
 
 
 @pytest.fixture(scope="session")
