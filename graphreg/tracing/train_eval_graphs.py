@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from torch import fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from graphreg.errors import OtherInputs
-from graphreg.ir.call_records import doubt_plain
+from graphreg.ir.call_records import Leaf, calls_of_modules, doubt_plain
 from graphreg.ir.comparison import Literals, compared, flat, literals_between, name_of
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.train_eval import ModeGraphs, choose, not_in_eval
 from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
+from graphreg.torch_internals.pytree import tree_flatten, tree_leaves
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import StatefulForward, makes_opaque, or_make_opaque, trace_repeatable
 from graphreg.tracing.side_effects.snapshot import Snapshot
@@ -97,12 +98,15 @@ def trace_each_mode(
     # The user has put these submodules into another mode than the model, such as a frozen encoder.
     apart = {m for m, mode in modes.items() if mode != model.training}
     graphs = [graph for graph in (train, evaluation) if graph is not None]
-    in_both = set[str].intersection(*({scope_of(node) for node in graph.nodes} for graph in graphs)) if evaluation is not None else set()
     known = _parts_apart(train, evaluation, read[True] | read[False]) if evaluation is not None and not readers else None
-    found = {}
+    found = dict[str, fx.Graph]()
+    branching: Sequence[str]
     for mode, traced in zip((True, False), graphs, strict=False):
         own = [path for path in read[mode] if path and path not in readers]
-        branching, literals = known[mode] if known is not None else _own_modes(model, mode, traced, own, in_both, trace, follow)
+        if known is not None:
+            branching, literals = [path for path in known[0] if path], known[1][mode]
+        else:
+            branching, literals = _own_modes(model, mode, traced, own, trace, follow)
         literals |= differing
         among = {**_readers_themselves(model, literals, [traced], mode_reads), **owners}
         # after ``train()`` or ``eval()`` all submodules have the mode of the model
@@ -118,28 +122,24 @@ def trace_each_mode(
     return found
 
 
-def _parts_apart(train: fx.Graph, evaluation: fx.Graph, reading: Iterable[str]) -> dict[bool, tuple[list[str], dict[str, Literals]]] | None:
+def _parts_apart(train: fx.Graph, evaluation: fx.Graph, reading: Iterable[str]) -> tuple[list[str], dict[bool, dict[str, Literals]]] | None:
     """Find out from the graphs of both modes, without another trace, what depends on the modes of submodules; None if that is not certain.
 
-    It is certain if exactly those submodules have other values in eval mode that read their own modes, as timm's batch norms do, and if
-    none of these lies in another one. Then each of them decides what differs among its own values.
+    It is certain if each module whose values differ between the modes reads its own mode, gets the same numbers in both modes, and gives
+    the same ones, as timm's batch norms do. Then each of them decides what differs among its own values.
 
     Args:
         train, evaluation: The graphs.
         reading: The paths of the modules that read their own modes.
 
     Returns:
-        A dict. Each key is whether the graph is that of train mode; the value is what ``_own_modes`` returns for it.
+        A pair: the paths of the modules on whose modes the graphs' structure depends, and for the graph of train mode (True) and that of
+        eval mode a dict of the literals that depend on the modes of others.
     """
     leaves = {node.target for graph in (train, evaluation) for node in graph.find_nodes(op="call_module")}  # these follow their own modes
     parts = {*reading} - leaves
-    around = sorted(f"{path}." for path in parts)
-    if "" in parts or any(inner.startswith(outer) for outer, inner in pairwise(around)):
-        return None
-
     in_train, in_eval = _nodes_by_module(train), _nodes_by_module(evaluation)
-    places = {node: (path, i) for nodes in (in_train, in_eval) for path in nodes for i, node in enumerate(nodes[path])}
-    branching, apart, operands = list[str](), set[str](), list[tuple[Any, Any]]()
+    branching, apart, operands = list[str](), set[str](), list[tuple[Leaf, Leaf]]()
     literals: dict[bool, dict[str, Literals]] = {True: {}, False: {}}
     for path in {**in_train, **in_eval}:
         pairs = [*zip_longest(in_train.get(path, ()), in_eval.get(path, ()))]
@@ -148,16 +148,43 @@ def _parts_apart(train: fx.Graph, evaluation: fx.Graph, reading: Iterable[str]) 
             branching.append(path)
             continue
         for (a, b), (differing, _) in zip(pairs, filter(None, each), strict=True):
-            operands += zip(flat(a), flat(b), strict=True)
+            operands += ((Leaf(x.name), Leaf(y.name)) for x, y in zip(flat(a), flat(b), strict=True) if isinstance(x, fx.Node))
             if differing:
                 literals[True][name_of(a)] = literals[False][name_of(b)] = differing
                 apart.add(path)
 
-    free = {*in_train, *in_eval} - {*branching}  # of values in these, another module may have chosen one
-    chosen = (a for a, b in operands if isinstance(a, fx.Node) and places[a] != places[b] and {places[a][0], places[b][0]} <= free)
-    if apart.union(branching) != parts or next(chosen, None) is not None:
+    # what a branching module calls in one mode alone is no part of its own
+    alone = {path for path in branching if (path in in_train) != (path in in_eval) and path not in parts}
+    branching = [path for path in branching if path not in alone]
+    inside = (any(not outer or path.startswith(f"{outer}.") for outer in branching) for path in alone)
+    if not parts.issuperset(apart.union(branching)) or not all(inside):
         return None
-    return {mode: (branching, literals[mode]) for mode in literals}
+
+    places, others = ({node.name: (path, i) for path in nodes for i, node in enumerate(nodes[path])} for nodes in (in_train, in_eval))
+    chosen, instead = ({node.name for path in branching for node in nodes.get(path, ())} for nodes in (in_train, in_eval))
+
+    def alike(a: Leaf, b: Leaf) -> bool:
+        """Return whether two elements are one value in both modes, or equal numbers, or values between which a branching module chooses."""
+        if a.node not in places or b.node not in others:
+            return a == b
+        return places[a.node] == others[b.node] or a.node in chosen or b.node in instead
+
+    def same(ours: Any, theirs: Any) -> bool:
+        (a, structure), (b, other) = tree_flatten(ours), tree_flatten(theirs)
+        return structure == other and all(map(alike, a, b))
+
+    ours, theirs, seen = calls_of_modules(train), calls_of_modules(evaluation), {""}
+    for call in (call for call in {**ours, **theirs} if call[0] in parts):  # inner calls first
+        path, record, other = call[0], ours.get(call), theirs.get(call)
+        if record is None or other is None or not same(record.inputs, other.inputs):
+            return None
+        if path not in branching and not same(record.output, other.output):
+            branching.append(path)
+        if path in branching:
+            chosen.update(leaf.node for leaf in tree_leaves(record.output))
+            instead.update(leaf.node for leaf in tree_leaves(other.output))
+        seen.add(path)
+    return (branching, literals) if seen.issuperset(parts) and all(alike(*pair) for pair in operands) else None
 
 
 def _nodes_by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -169,45 +196,38 @@ def _nodes_by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _own_modes(
-    model: nn.Module, mode: bool, graph: fx.Graph, paths: Sequence[str], in_both: set[str], trace: Callable[[], fx.Graph], follow: Follow
+    model: nn.Module, mode: bool, graph: fx.Graph, paths: Sequence[str], trace: Callable[[], fx.Graph], follow: Follow
 ) -> tuple[Sequence[str], dict[str, Literals]]:
     """Find out what in the graph of one mode depends on the modes of submodules that these read themselves.
 
-    These submodules are put into the other mode: first all of them together, then those that have values in the graphs of both modes, and
-    so seem to decide nothing but literals.
+    These submodules are put into the other mode, all of them together.
 
     Args:
         model: The model.
         mode: Whether the graph is that of train mode.
         graph: The graph.
         paths: The submodules.
-        in_both: The paths of modules that have values in the graphs of both modes.
         trace, follow: As in ``trace_each_mode``.
 
     Returns:
-        A pair: the paths of the submodules on whose modes the graph's structure may depend, and a dict of the literals that depend on those
-        of the others.
+        A pair: the paths of the submodules on whose modes the graph's structure may depend, which are all or none, and a dict of the
+        literals that depend on those of the others.
     """
     modes = {module: module.training for module in model.modules()}
-    seeming = [path for path in paths if path in in_both]
-    for rest in ([*paths], seeming) if len(seeming) < len(paths) else ([*paths],):
-        alone = set(map(model.get_submodule, rest))
-        if not alone:
-            continue
+    alone = set(map(model.get_submodule, paths))
 
-        def in_mode(module: nn.Module, alone: set[nn.Module] = alone) -> bool:
-            return (module not in alone) == mode
+    def in_mode(module: nn.Module) -> bool:
+        return (module not in alone) == mode
 
-        try:
-            literals = _in_mode(modes, in_mode, lambda: follow(graph))
-            same, other = (True, literals) if literals is not None else compared(graph, _in_mode(modes, in_mode, trace))
-        except Exception as error:  # the forward takes a branch that cannot be traced
-            raise_interrupt(error)
-            continue
-        if same:
-            ordered = other if mode else {name: {i: (b, a) for i, (a, b) in found.items()} for name, found in other.items()}
-            return [path for path in paths if path not in rest], ordered
-    return paths, {}
+    try:
+        literals = _in_mode(modes, in_mode, lambda: follow(graph)) if paths else {}
+        same, other = (True, literals) if literals is not None else compared(graph, _in_mode(modes, in_mode, trace))
+    except Exception as error:  # the forward takes a branch that cannot be traced
+        raise_interrupt(error)
+        return paths, {}
+    if not same:
+        return paths, {}
+    return [], other if mode else {name: {i: (b, a) for i, (a, b) in found.items()} for name, found in other.items()}
 
 
 def _readers_themselves(
