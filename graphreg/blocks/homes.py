@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
+from graphreg.ir.call_records import recorded_calls
 from graphreg.ir.metadata import Kind, ModuleCalls, is_kind, is_marked, surrounding_calls
 from graphreg.ir.operations import nodes_in
 
@@ -16,6 +17,12 @@ OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind
 def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
     """Return those of ``paths`` whose modules the graphs inline. The graphs call the other modules as a whole, or not at all."""
     return frozenset(path for graph in graphs for node in graph.nodes for path, _ in surrounding_calls(node) or () if path in paths)
+
+
+def inlined(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
+    """Return the same as ``opened``, and those of ``paths`` whose modules compute nothing, so that no node is theirs."""
+    graphs = tuple(graphs)
+    return opened(graphs, paths) | {path for graph in graphs for path, _ in recorded_calls(graph) if path in paths}
 
 
 def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:

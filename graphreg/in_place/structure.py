@@ -16,13 +16,14 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.blocks.block import CALLS, is_sharded
+from graphreg.blocks.homes import inlined
 from graphreg.blocks.placed_block import is_placed, leave, place, place_again, require_own_forward, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, RegularizerError, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.turns import resting_class
 from graphreg.ir.contents import copied_contents
-from graphreg.ir.metadata import may_be_caught, scope_of
+from graphreg.ir.metadata import may_be_caught
 from graphreg.ir.module_record import ORIGINAL, PLACED, RULES, ModuleRecord, state_of
 from graphreg.ir.operations import is_in_place, is_pythons
 from graphreg.ir.selector import Missing, Selector
@@ -481,13 +482,9 @@ def _may_act(node: fx.Node) -> bool:
 
 def _hooks(model: nn.Module, module: RewrittenModule) -> list[tuple[dict[int, Any], str]]:
     """Return the hook dicts of the inlined modules (see ``StructureGraph.hooks``), each with the path of its module."""
-    nodes = [node for graph in graphs_of(module).values() for node in graph.nodes]
-    called = {str(node.target) for node in nodes if node.op == "call_module"}
-    inside = {scope_of(node) for node in nodes if node.op not in ("placeholder", "output", "call_module")}
-    # A module may hold layers and compute nothing itself, such as an nn.Sequential.
-    inside |= {path.rpartition(".")[0] for path in called}
-    opened = {part for path in inside for part in _ancestors(path)} - called - {*_record(module).blocks}
-    places = [(path, inner) for path, inner in model.named_modules() if path in opened]
+    paths = {path for path, _ in model.named_modules() if path} - {*_record(module).blocks}
+    inside = inlined(graphs_of(module).values(), paths)
+    places = [(path, inner) for path, inner in model.named_modules() if path in inside]
     return [(getattr(inner, name), path) for path, inner in places for name in CALL_HOOKS]
 
 
@@ -546,13 +543,6 @@ def _acts_on_calls(model: nn.Module, path: str, block: nn.Module) -> bool:
             "class. Regularize first."
         )
     return compiles_itself(block) or any(own_hooks(getattr(block, name)) for name in CALL_HOOKS) or block is not model.get_submodule(path)
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """Yield the path, then the paths of the modules that contain it, from inside outwards, except the model's own path ``""``."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
 
 
 @contextlib.contextmanager

@@ -80,4 +80,7 @@ def record_stacks(graph: fx.Graph) -> None:
     records = end.get(CALL_RECORDS)
     if records and not any(isinstance(key, tuple) for key in records):
         numbered = {call_key(path, key): call for path, seen in numbers.items() for key, call in seen.items()}
+        for key in (key for key in records if key not in numbered):  # calls during which no node was made
+            seen = numbers.setdefault(path := key.rpartition("@")[0], {})
+            numbered[key] = seen[key] = (path, len(seen))
         end[CALL_RECORDS] = {call: records[key] for key, call in numbered.items() if key in records}

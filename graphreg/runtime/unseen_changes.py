@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.blocks.homes import opened
+from graphreg.blocks.homes import inlined, opened
 from graphreg.blocks.placed_block import is_block
 from graphreg.errors import listed, warn
 from graphreg.ir.module_record import state_of
@@ -40,7 +40,7 @@ class UnseenChanges:
         if module is None or (state := state_of(module)) is None:
             return
         ours, models = modules_by_path(module), modules_by_path(state.root[0] if state.root else module)
-        inside = opened(state.graphs.values(), models.keys())
+        inside = inlined(state.graphs.values(), models.keys())
         for path in (path for path in ours if path in inside and path not in state.blocks):
             for name in CALL_HOOKS:
                 if not (hooks := vars(ours[path])[name]):

@@ -24,6 +24,7 @@ from fuzz.names import Table, table
 from fuzz.oracle import Later, Run, instrumented
 from fuzz.program import DROPOUT, PRODUCT, Flattener, Plain, Program
 from fuzz.reading import chains
+from fuzz.settled import WrittenInBranch, settle
 from fuzz.strengths import Strengths
 
 
@@ -128,7 +129,10 @@ class Maker:
 
     def __init__(self, program: Program) -> None:
         self.program, self.source = program, Plain(program).text()
-        self.flat = Flattener(program)
+        try:
+            self.flat = settle(Flattener(program))
+        except WrittenInBranch as error:
+            raise Discarded("a write in a branch on the mode") from error
         self.name = f"fuzzed_{program.seed}_{id(self)}"
         try:
             space = loaded(self.source, self.name)

@@ -21,7 +21,7 @@ class Node:
     ``out``: the letter of the variable that carries its value, or nothing. ``reads``: the letters of the tensors that it reads, that
     whose view it may be in front; a digit is an earlier node of the statement. ``line``: of the second spelling, after which the value
     is there. ``port``: the node whose part it is, by its place in the statement, with the ports that name the part. ``module``: of a
-    call of a layer, its attribute.
+    call of a layer, its attribute. ``into``: of a write, the place in ``reads`` of what is written; None if no value of the model is.
     """
 
     base: str
@@ -33,6 +33,7 @@ class Node:
     port: tuple[int, tuple[str, ...], bool] | None = None
     module: str = ""
     rate: float | None = None  # of a dropout of the model's own
+    into: int | None = 0
 
     def is_a(self, kind: str) -> bool:
         return kind in self.kinds

@@ -154,7 +154,7 @@ def out_given(b: Builder) -> Stmt | None:
     c = None if a is None else b.like(a)
     if a is None or c is None or b.tensors[c].requires_grad:
         return None
-    node = Node("mul", out="o", reads="ba", kinds=(WRITE,))
+    node = Node("mul", out="o", reads="ba", kinds=(WRITE,), into=1)
     return b.stmt("{o} = torch.mul({b}, 2.0, out={a})", {"a": a, "b": c}, node, drops_out=("o",))
 
 
@@ -263,7 +263,7 @@ def buffer(b: Builder) -> Stmt | None:
     spelled += f"{{o}} = {{a}} + {{S}}.{name}"
     nodes = (
         Node("detach", out="t", reads="a", kinds=(VIEW,)), Node("mean", out="u", reads="t", line=1),
-        Node("add_", out="w", reads="u", line=2, kinds=(WRITE,)), Node("add", out="o", reads="a", line=3),
+        Node("add_", out="w", reads="u", line=2, kinds=(WRITE,), into=None), Node("add", out="o", reads="a", line=3),
     )  # fmt: skip
     return b.stmt(text, {"a": a}, *nodes, made=made, spelled=spelled)
 
