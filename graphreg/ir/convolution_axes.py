@@ -40,6 +40,8 @@ _KEEP_AXES = {
     *_PARTS, *_called_by_layers(),
 }  # fmt: skip
 
+_REDUCTIONS = {"mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp"}
+
 
 def spatial_dims(node: fx.Node, operations: Operations) -> int:
     """Return the number of spatial dims of a convolution; 0 for any other operation."""
@@ -78,7 +80,7 @@ def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx
     elif (
         operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
         or (sys.modules[type(module).__module__] in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
-        or slices or node.kwargs.get("keepdim") is True
+        or slices or node.kwargs.get("keepdim") is True or (name in _REDUCTIONS and node.args[2:3] == (True,))  # keepdim
     ):  # fmt: skip
         yield from list(nodes_in(node.args))[:1]
 

@@ -297,6 +297,9 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         return Steps(0, tuple(steps), isinstance(calls.operations.modules[named[0]], nn.RNNCellBase), lengths)
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
+    # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
+    if axis == 1 and any(label.op == "scaled_dot_product_attention" for label in site.labels):
+        axis = -2
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 
@@ -350,7 +353,6 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
     """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
-    # Axis 1 may be the default. Whoever means it writes it as a negative number.
     if steps.calls or site.sequence or steps.axis != 1:
         return
     if site.name not in calls.nodes or (made_by := convolution(calls.nodes[site.name], calls.operations)) is None:

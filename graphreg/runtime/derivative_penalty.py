@@ -72,8 +72,8 @@ class Derivative(Total):
         if torch.compiler.is_dynamo_compiling():
             improve_graph()
             improve_derivatives()
-        # Token numbers have no derivative, and by a value without elements, there is none; the penalty goes on with the other values.
-        real = {name: x for name, x in wrt.items() if x.is_floating_point() and not has_no_elements(x)}
+        # Token numbers and None have no derivative, and by a value without elements, there is none; the penalty goes on with the others.
+        real = {name: x for name, x in wrt.items() if isinstance(x, Tensor) and x.is_floating_point() and not has_no_elements(x)}
         if (wrt and not real) or all(map(has_no_elements, values.values())):
             return self.weight(accumulation(first.dtype), clock) * 0
         noise = {name: Noise(key[self.slots[name]]) for name in values}
@@ -91,7 +91,8 @@ class Derivative(Total):
     def _require(self, values: Mapping[str, Tensor], wrt: Mapping[str, Tensor]) -> None:
         for z in values.values():
             accumulation(z.dtype)
-        if wrt and not any(x.is_floating_point() for x in wrt.values()):
+        tensors = [x for x in wrt.values() if isinstance(x, Tensor)]
+        if tensors and not any(x.is_floating_point() for x in tensors):
             raise RegularizerError(
                 f"{self.description}: wrt selects integers only ({', '.join(wrt)}), which have no derivative. "
                 "Select a hidden value, e.g. wrt='embedding'; graphreg.names(model) lists them."

@@ -369,7 +369,8 @@ def _require_range(value: Tensor, low: float, high: float, description: str) -> 
     elif type(value) is Tensor and value.device.type != "meta" and not transforms() and bool(wrong.any()):  # fake tensors have no numbers
         raise RegularizerError(
             f"{description}: the value has the number {float(value[wrong][0]):g}; all numbers must be in [{low:g}, {high:g}]. Select "
-            "values in this range, as '**@Sigmoid' or '**@sigmoid' does, or use another penalty (hidden_l1 takes any numbers)."
+            "values in this range, as '**@Sigmoid' or '**@sigmoid' does, or use another penalty (hidden_l1 takes any numbers). If dropout "
+            "or noise acts at this value, too, give clean=True: the penalty then measures the value before it."
         )
 
 

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 from traces_left import seen, stored
@@ -511,6 +512,39 @@ def test_a_hook_on_a_module_that_is_not_called_is_refused() -> None:
     assert model.eval()(X).shape == (5, 2)
     handle.remove()
     model.train()(X)
+
+
+class Point(nn.Module):
+    """Computes nothing: a place for hooks, as in TransformerLens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_hook_on_a_module_that_computes_nothing_is_refused_or_warned_of() -> None:
+    """No node of the graph is made in it, but the trace has recorded its call."""
+    model = graphreg.regularize_(nn.Sequential(nn.Linear(3, 4), Point(), nn.Linear(4, 2)), **ASKED)
+    model(torch.randn(5, 3))
+    model[1].register_forward_hook(lambda *args: args[2] * 0)
+    with pytest.raises(GraphRegError, match="1 has a hook"):
+        model(torch.randn(5, 3))
+    rewritten = graphreg.regularize(nn.Sequential(nn.Linear(3, 4), Point(), nn.Linear(4, 2)), weight_l2=0.1)
+    rewritten.get_submodule("1").register_forward_hook(lambda *args: args[2] * 0)
+    with pytest.warns(UserWarning, match="1 got a hook after graphreg.regularize, and the hook does not run"):
+        rewritten(torch.randn(5, 3))
+
+
+def test_a_layer_with_a_replaced_parameter_is_called_with_its_hooks() -> None:
+    """Pruning is such a hook."""
+    seen: list[Tensor] = []
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    mask = model[0].weight_mask
+    model[0].register_forward_hook(lambda layer, args, output: seen.append(layer.weight))
+    graphreg.regularize_(model, drop_connect={"strength": 0.4, "pattern": "0.*"}, rng=0)(x).sum().backward()
+    (weight,) = seen
+    assert (weight[mask == 0] == 0).all() and (weight == 0).sum() >= (mask == 0).sum()
+    assert (model[0].weight_orig.grad[mask == 0] == 0).all()
 
 
 def test_autocast_reaches_the_graph_and_not_the_trace() -> None:

@@ -45,7 +45,8 @@ def written(h: Tensor) -> Tensor:
 KEPT: dict[str, Way] = {
     "chunk": gated, "split": lambda h: h.split(4, 1)[0], "written": written, "pad": lambda h: F.pad(h, (1, 1, 0, 0)),
     "flip": lambda h: h.flip(-1), "roll": lambda h: h.roll(1, 3), "normalize": lambda h: F.normalize(h, dim=1),
-    "mean": lambda h: h.mean((2, 3), keepdim=True), "global response": lambda h: h / (h.norm(dim=(2, 3), keepdim=True) + 1e-6),
+    "mean": lambda h: h.mean((2, 3), keepdim=True), "sum": lambda h: h.sum((2, 3), True),
+    "global response": lambda h: h / (h.norm(dim=(2, 3), keepdim=True) + 1e-6),
     "shuffle": lambda h: F.pixel_shuffle(h, 2), "channels": lambda h: F.channel_shuffle(h, 2),
     "interpolate": lambda h: F.interpolate(h, (3, 3)),
     "twice": lambda h: h.repeat_interleave(2, 3), "bfloat16": lambda h: h.bfloat16().float(), "detach": lambda h: h.detach() + h,

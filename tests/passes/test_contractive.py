@@ -274,6 +274,17 @@ def test_a_wrt_of_integers() -> None:
     torch.testing.assert_close(found, ((1 - h * h).square() * model.body.weight.square().sum(1)).sum() / 2)
 
 
+class Masked(TwoLayers):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x if mask is None else x * mask)
+
+
+def test_an_optional_argument_that_is_left_out() -> None:
+    """Without example inputs, the trace does not know that it is None."""
+    found = [graphreg.regularize(model, Contractive("act", 1.0, estimator="exact"))(X).penalties for model in (Masked(), TwoLayers())]
+    assert found[0] == found[1]
+
+
 def test_an_exact_jacobian_that_cannot_finish() -> None:
     model = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 2))
     sentence = (

@@ -60,7 +60,8 @@ def test_errors() -> None:
     refused("KLSparsity: target='low' is not allowed", lambda: KLSparsity("*", 1, target="low"))  # type: ignore[arg-type]
     refused(
         "KLSparsity at act: the value has the number 2; all numbers must be in [0, 1]. Select values in this range, as '**@Sigmoid' or "
-        "'**@sigmoid' does, or use another penalty (hidden_l1 takes any numbers).",
+        "'**@sigmoid' does, or use another penalty (hidden_l1 takes any numbers). If dropout or noise acts at this "
+        "value, too, give clean=True: the penalty then measures the value before it.",
         lambda: graphreg.regularize(TwoLayers(), kl_sparsity=0.1)(X),
     )
 

@@ -92,6 +92,18 @@ def test_what_is_not_known_is_told() -> None:
     assert "unknown" not in reported(Net(), weight_l2=0.1).text(None)  # parameters have shapes
 
 
+def test_the_cost_is_known_with_lengths() -> None:
+    """It is computed on shapes alone, where no length can be read."""
+
+    class Padded(Net):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return super().forward(x)
+
+    given = {"example_inputs": (torch.randn(2, 5, X.shape[-1]), torch.tensor([5, 3])), "cost": True}
+    report = reported(Padded(), [HiddenL1("relu", 0.1, lengths="lengths")], **given)
+    assert report.cost is not None and "not known" not in report.text(None)
+
+
 def test_strings_that_match_nothing() -> None:
     options: dict[str, Any] = {"missing": "ignore", "own_dropout": {"1": "seeded", "7": "off"}}
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
