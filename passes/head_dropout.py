@@ -32,7 +32,10 @@ class HeadDropout(Splice, keys=("head_dropout",)):
     is also defined for an example that keeps no head.
     """
 
-    usual = "the outputs of scaled_dot_product_attention; nn.MultiheadAttention mixes its heads before it returns, so it has none"
+    usual = (
+        "the outputs of scaled_dot_product_attention, which models of transformers call with attn_implementation='sdpa'; "
+        "nn.MultiheadAttention mixes its heads before it returns, so it has none"
+    )
     separable = "elements"
 
     def check(self) -> None:

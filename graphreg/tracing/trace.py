@@ -315,7 +315,7 @@ def _refuse_caches(bound: Mapping[str, Any]) -> None:
             raise TraceError(
                 f"the call carries a {type(value).__name__}, and a graph cannot read or fill a cache that it gets. Leave the cache out: "
                 "the model then makes one and returns it. A model that is regularized in place takes a cache in eval mode: call "
-                "model.eval() first, as for generation."
+                "model.eval() first, as for generation, and generate within graphreg.noise_on by use_cache=False."
             )
 
 
