@@ -111,6 +111,12 @@ def no_copy_before_a_later_write() -> Iterator[None]:
 
 
 @fault
+def what_a_write_has_left_is_not_read() -> Iterator[None]:
+    with patched("tracing.settled_reads:_Work", "follow", lambda was: lambda self, write: None):
+        yield
+
+
+@fault
 def views_not_known_as_views() -> Iterator[None]:
     def wrap(init: Any) -> Any:
         def wrong(self: Any, *args: Any, **more: Any) -> None:

@@ -35,7 +35,7 @@ def test_thirty_cases() -> None:
         ("a sum for a mean", 0), ("noise in eval mode", 6), ("a moved generator", 1), ("another mask in backward", 1),
         ("a penalty without gradient", 2), ("a penalty reads before the splice", 6), ("no copy before a later write", 6),
         ("the power iteration forgets", 0), ("a schedule one call late", 1), ("units on the last axis of a convolution", 5),
-        ("a site strength at the neighbour", 5),
+        ("a site strength at the neighbour", 5), ("what a write has left is not read", 6),
     ],
 )  # fmt: skip
 def test_a_fault_in_the_engine_is_found(name: str, seed: int) -> None:
