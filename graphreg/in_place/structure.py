@@ -449,8 +449,8 @@ def told_of_change(error: GraphRegError) -> GraphRegError:
         return error
     return NoMatchError(
         f"{error} The model had such a site before, and this call traces it once more. If the model has changed, for example because its "
-        "adapters are merged, call graphreg.strip_(model), and regularize it again with selectors that match, if at all. If the arguments of "
-        "this call lead to another graph, in which there is no such site, give missing='ignore'."
+        "adapters are merged, call graphreg.strip_(model), and regularize it again with selectors that match, if at all. If the arguments "
+        "of this call lead to another graph, in which there is no such site, give missing='ignore'."
     )
 
 
