@@ -28,6 +28,7 @@ from graphreg.ir.module_record import ORIGINAL, PLACED, RULES, ModuleRecord, sta
 from graphreg.ir.operations import is_in_place, is_pythons
 from graphreg.ir.selector import Missing, Selector
 from graphreg.ir.shape_guards import SIZE_ASSERTIONS
+from graphreg.ir.train_eval import modes_asked
 from graphreg.planning.blocks import matching_modules
 from graphreg.planning.native_dropout import OwnDropout
 from graphreg.planning.plan import Plan, plan
@@ -64,11 +65,10 @@ from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving,
 from graphreg.tracing.reads import Reads
 from graphreg.tracing.shape_decisions import DECISIONS, attribute_of, decided, decided_flag
 from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
-from graphreg.tracing.train_eval_graphs import mode_asked
 
 log = logging.getLogger("graphreg")
 _FROZEN = "all parameters are frozen"
-_ASKS = (*SIZE_ASSERTIONS, *DECISIONS, mode_asked)  # the targets of nodes that may raise OtherInputs
+_ASKS = (*SIZE_ASSERTIONS, *DECISIONS, modes_asked)  # the targets of nodes that may raise OtherInputs
 
 _MOST_KNOWN = 4096  # the most calls of which a graph remembers that it takes them
 
@@ -270,8 +270,8 @@ def traced_for(
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
     flags = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is decided_flag}
     made.frozen = tuple(attribute_of(model, path) for path in flags)
-    paths = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is mode_asked}
-    made.parts = tuple(map(model.get_submodule, paths))
+    paths = [path for graph in graphs for node in graph.nodes if node.target is modes_asked for path in node.args[2]]
+    made.parts = tuple(map(model.get_submodule, dict.fromkeys(paths)))
     made.refuse_hooks()
     return made
 

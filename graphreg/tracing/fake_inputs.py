@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from graphreg.errors import TraceError, first_line
-from graphreg.ir.train_eval import ModeGraphs, why_not_in_eval
+from graphreg.ir.train_eval import ModeGraphs, modes_asked, why_not_in_eval
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
 from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
@@ -23,7 +23,6 @@ from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun
 from graphreg.tracing.tensors import with_attributes
-from graphreg.tracing.train_eval_graphs import mode_asked
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -117,7 +116,7 @@ def propagate(
             continue
         # if the model does not run either, its own error is raised, and not one about its graph
         twin, grad = run_model(model, call, constants)
-        if any(node.target is mode_asked for node in graph.nodes):  # other graphs run in eval mode, where a batch norm takes one row
+        if any(node.target is modes_asked for node in graph.nodes):  # other graphs run in eval mode, where a batch norm takes one row
             _take_modes(twin, model, mode)
         for is_on in {grad or needs_gradients(graph), True}:  # a forward may switch gradients on for itself, and its graph does not
             try:

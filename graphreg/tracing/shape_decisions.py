@@ -25,6 +25,7 @@ from graphreg.ir.containers import plain_containers
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.shape_guards import how_to_use_both
 from graphreg.ir.source_location import origin_now, short
+from graphreg.ir.train_eval import modes_asked
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode, has_function_table, is_shape_alone
@@ -504,7 +505,7 @@ class DecisionTracer(fx.Tracer):
 
     def _attempt(self, node: fx.Node) -> Any:
         """Run a node and return its value; UNKNOWN if the node fails, or if a value that it reads is not known."""
-        if node.target is gradients_switched:  # not here: grad mode is off
+        if node.target in (gradients_switched, modes_asked):  # not here: grad mode is off, and modules may have another mode by now
             return True
         if _reads_flag(node) or any(self.values[source] is UNKNOWN for source in node.all_input_nodes):
             return UNKNOWN

@@ -12,13 +12,12 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from torch import fx, nn
-from torch.fx.node import has_side_effect, map_aggregate
+from torch.fx.node import map_aggregate
 
-from graphreg.errors import OtherInputs
 from graphreg.ir.call_records import Leaf, calls_of_modules, doubt_plain
 from graphreg.ir.comparison import Literals, compared, flat, literals_between, name_of
 from graphreg.ir.metadata import label_site, scope_of
-from graphreg.ir.train_eval import ModeGraphs, choose, not_in_eval
+from graphreg.ir.train_eval import ModeGraphs, choose, modes_asked, not_in_eval
 from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.torch_internals.pytree import tree_flatten, tree_leaves
@@ -347,17 +346,6 @@ def modes_set(modes: Mapping[nn.Module, bool], mode: Callable[[nn.Module], bool]
         yield
 
 
-@has_side_effect
-def mode_asked(mode: bool, expected: bool, name: str) -> None:
-    """Raise if a submodule, whose mode the forward of another module reads, has another mode than the graph assumes."""
-    if mode != expected:
-        raise OtherInputs(
-            f"the model's forward branches on self.{name}.training, which is {mode} now. The graph was traced with {expected}. Put {name} "
-            f"back into that mode; or regularize the model with {name} in the other one; or regularize it in place, where it is traced "
-            "again (graphreg.regularize_)."
-        )
-
-
 def standing_in(train: fx.Graph, why: str) -> fx.Graph:
     """Return a graph for eval mode that takes the inputs of a graph and raises TraceError with a message."""
     graph = fx.Graph()
@@ -377,13 +365,15 @@ def _assert_modes(graph: fx.Graph, expected: Mapping[str, bool | str]) -> None:
         expected: A dict. Each key is the path of a submodule; the value says what its ``training`` must equal. A bool is a fixed mode; a
             string is the path of another ``training`` attribute.
     """
+    if not expected:
+        return
     first = next((node for node in graph.nodes if node.op != "placeholder"), graph.output_node())
     with graph.inserting_before(first):
-        for path, mode in expected.items():
-            wanted = graph.create_node("get_attr", mode) if isinstance(mode, str) else mode
-            read = graph.create_node("get_attr", _training_path(path))
-            for node in (read, *([wanted] if isinstance(wanted, fx.Node) else ()), graph.call_function(mode_asked, (read, wanted, path))):
-                label_site(node, "")
+        wanted = [graph.create_node("get_attr", mode) if isinstance(mode, str) else mode for mode in expected.values()]
+        reads = [graph.create_node("get_attr", _training_path(path)) for path in expected]
+        asked = graph.call_function(modes_asked, (tuple(reads), tuple(wanted), tuple(expected)))
+    for node in (*reads, *(each for each in wanted if isinstance(each, fx.Node)), asked):
+        label_site(node, "")
 
 
 def _training_path(path: str) -> str:

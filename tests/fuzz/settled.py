@@ -12,7 +12,11 @@ from dataclasses import dataclass, field, replace
 
 from fuzz.program import CONSTANT, INTEGER, VIEW, WRITE, End, Flat, FlatNode, Flattener, Node, Var
 
-SURE_VIEWS = {"transpose", "getitem", "unsqueeze", "squeeze", "narrow", "view", "t", "diagonal", "expand", "permute", "select", "detach"}
+# Of ``reshape``, ``flatten`` and the like, which may copy, nothing is told.
+SURE_VIEWS = {
+    "view", "view_as", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "squeeze", "unsqueeze", "select",
+    "narrow", "expand", "expand_as", "unbind", "chunk", "split", "diagonal", "unfold", "unflatten", "detach", "getitem",
+}  # fmt: skip
 _NAME = re.compile(r"\b[a-z]\w*\b")
 
 
@@ -23,6 +27,9 @@ class WrittenInBranch(Exception):
 def settle(flat: Flattener) -> Flattener:
     """Let the statements of a flat source read what writes have left."""
     settled = Settled(flat.flats, flat.returned, flat.count)
+    for var in flat.inputs[len(flat.inputs) - flat.program.variadic :]:  # taken out of ``*rest``, so no inputs themselves
+        settled.made[var.key] = _Made(0)
+        settled.keys[var.name] = var.key
     settled.run()
     flat.flats, flat.returned, flat.count = settled.flats, settled.returned, settled.count
     return flat
