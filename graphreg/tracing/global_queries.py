@@ -75,8 +75,8 @@ def surrounded(name: str, expected: Any) -> None:
     if now != expected:
         raise GraphRegError(
             f"the model's forward calls torch.{name}() and branches on the result. It was traced with {expected}; now the result is {now}. "
-            f"Call the module where it is {expected}, or move that step into a submodule of its own, which then becomes opaque in eval "
-            "mode. A model of transformers that checkpoints activations asks because of its cache: give use_cache=False."
+            "A model of transformers that checkpoints activations asks because of its cache: give use_cache=False. Otherwise, call the "
+            f"module where it is {expected}, or move that step into a submodule of its own, which then becomes opaque in eval mode."
         )
 
 
