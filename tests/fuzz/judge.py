@@ -233,6 +233,9 @@ class Judge:
                 raise Fault("sites", f"{name} acts at {sorted(sites)}, and should at {sorted(found.sites)}")
             if sites != set(found.sites):
                 raise GraphRegError("whether a value that is only written counts as used is left open")
+        counts = [reg.kind == "Contractive" and bool(reg.options.get("always")) for reg in case.regs]
+        if self.group.two_modes and any(counts) and not all(counts):
+            raise GraphRegError("whether a call in a mode without the sites of always= counts is left open")
         own = sorted(edit.dropout.site.name for edit in plan.native_dropout)
         if own != sorted(case.own_sites):
             raise Fault("sites", f"own dropout at {own}, and should be at {sorted(case.own_sites)}")
