@@ -53,7 +53,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "dropout (`dropout`, `drop_path`, …)": ({"dropout": {"act": 0.5}}, ""),
     "noise (`noise`, `neftune`, …)": ({"noise": {"act": 0.5}}, ""),
     "dropout and noise on parameters (`drop_connect`, …)": ({"drop_connect": {"hid.weight": 0.5}}, ""),
-    "with a form for eval mode (`zoneout`)": ({"zoneout": {"cell": 0.5}}, ""),
+    "a splice with a formula for eval mode (`zoneout`)": ({"zoneout": {"cell": 0.5}}, ""),
     "learned gates (`l0_gates`)": ({"l0_gates": {"strength": 0.1, "pattern": "act"}}, ""),
     "learned rates (`concrete_dropout`)": ({"concrete_dropout": {"strength": 0.1, "pattern": "act"}}, ""),
     "the penalty of learned gates and rates": ({"l0_gates": {"strength": 0.1, "pattern": "act"}}, "l0_gates"),
@@ -63,9 +63,9 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "a constraint or prox (`by=\"prox\"`): `prox_`": ({"weight_l1": {"strength": 0.1, "by": "prox"}}, "prox"),
     "native dropout, `own_dropout=\"keep\"`": ({}, ""),
     "native dropout, `own_dropout=\"seeded\"`": ({"own_dropout": "seeded"}, ""),
-    "the count of the noise moves": ({"dropout": {"act": 0.5}}, "call"),
-    "the count of schedules moves": ({"noise": {"act": graphreg.schedules.linear(0.1, 0.5, 10)}}, "clock"),
-    "the state of penalties moves (`spectral`)": ({"spectral": 0.1}, "state"),
+    "the count of calls of the noise advances": ({"dropout": {"act": 0.5}}, "call"),
+    "the count of steps of schedules advances": ({"noise": {"act": graphreg.schedules.linear(0.1, 0.5, 10)}}, "clock"),
+    "the state of penalties (`spectral`) advances": ({"spectral": 0.1}, "state"),
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def shown(module: Any, what: str, mode: Callable[[Any], AbstractContextManager[N
         with mode(module):
             module(X), module(X)
         moved = graphreg.rng_state(module)[what] - count
-        return {0: "no", 1: "the block once", 2: "each call"}[moved]
+        return {0: "no", 1: "once", 2: "each call"}[moved]
     if what == "prox":
         optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
         with mode(module):
@@ -105,7 +105,7 @@ def shown(module: Any, what: str, mode: Callable[[Any], AbstractContextManager[N
         outputs, plain = [result.output for result in results], Net().eval()(X)
         if torch.equal(outputs[0], plain) and torch.equal(outputs[1], plain):
             return "no"
-        return "new draws" if not torch.equal(*outputs) else "one draw" if mode is graphreg.frozen_noise else "without draws"
+        return "new draws" if not torch.equal(*outputs) else "one draw" if mode is graphreg.frozen_noise else "deterministic"
 
 
 def states(module: Any) -> str:
