@@ -54,6 +54,7 @@ class Backend(BackendHost, RenamedAttributes):
         regularizers: The regularizers by name.
         model: The model without its wrappers (see ``unwrapped``); None until its first graph is captured.
         subgraphs: A ``Subgraph`` for each captured graph, in the order of capture.
+        runs: How many times one of them has run.
     """
 
     __name__ = "graphreg"
@@ -78,6 +79,7 @@ class Backend(BackendHost, RenamedAttributes):
         self._wrappers: dict[int, str] = {}  # from the id of a wrapper to the path of the module in it
         self.title = ""
         self.subgraphs: list[Subgraph] = []
+        self.runs = 0
         _refuse_impossible(self.regularizers, own_dropout)
         self._strengths: tuple[int, CallStrengths] | None = None  # those of every call that has no schedule, and the changes before them
         self._measurers: dict[str, Measurer] = {}
@@ -248,6 +250,7 @@ class Backend(BackendHost, RenamedAttributes):
     def _run(self, subgraph: Subgraph, values: Sequence[Any]) -> Any:
         call = self._call if self._call is not None else self._current()
         self._require_runnable(subgraph)
+        self.runs += 1
         if (claim := self._claims.get(subgraph.number)) is not None:
             mode = "train" if is_training(call.model) else "eval"
             prove(claim, (tuple(values), {}), Proving((mode,), at_call=True))

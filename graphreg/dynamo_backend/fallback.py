@@ -1,7 +1,7 @@
 """Raises an error if torch.compile leaves a whole call to eager, where nothing would be regularized. The error names the skipped code.
 
 Dynamo calls a backend only when it has captured a graph. So graphreg registers a callback for the start of each compilation. At the end
-of a call through its backend, graphreg checks whether the backend got a graph. Dynamo's counters say which code was skipped, and why.
+of a call through its backend, graphreg checks whether a graph ran. Dynamo's counters say which code was skipped, and why.
 """
 
 from __future__ import annotations
@@ -86,12 +86,17 @@ def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callabl
     title = model.title if isinstance(model, Functions) else type(inside(model)).__name__
 
     def begin() -> Callable[[], None]:
-        before = sys.exc_info()[1]
+        before, backend = sys.exc_info()[1], backend_host(inner)
+        runs = backend.runs if backend is not None else 0
 
         def end() -> None:
             backend = backend_host(inner)
-            if sys.exc_info()[1] is before and (backend is None or not backend.subgraphs):  # the call has not failed
-                why = left(context) or " If you set TORCH_LOGS=graph_breaks, torch says why."
+            if sys.exc_info()[1] is not before or (backend is not None and backend.runs > runs):  # the call has failed, or ran a graph
+                return
+            why, is_known = left(context), backend is not None and backend.subgraphs
+            # a later call may have nothing to compute; in eval mode, nothing of it would be regularized
+            if not is_known or (why and getattr(model, "training", True)):
+                why = why or " If you set TORCH_LOGS=graph_breaks, torch says why."
                 raise GraphRegError(f"torch.compile captured no graph of {title}, so nothing of it is regularized.{why}")
 
         return end

@@ -84,6 +84,30 @@ def test_a_call_that_captures_nothing_is_an_error_each_time(by_name: bool) -> No
             run(X)
 
 
+class Refines(Net):
+    """The first call has a graph; a call that refines has none."""
+
+    def forward(self, x: Tensor, refine: bool = False) -> Tensor:
+        h = self.before(x)
+        if refine:
+            for _ in range(2):
+                h = self.within(h) if h.sum() > -1e9 else h
+        return h
+
+
+@pytest.mark.skipif(not tells_skipped_code(), reason="this torch does not tell which code it has left to eager")
+def test_a_later_call_that_captures_nothing_is_an_error_in_train_mode() -> None:
+    model = Refines()
+    run = torch.compile(model, backend=graphreg.backend(inner="eager", hidden_dropout=0.1))
+    run(X)
+    for _ in range(2):
+        with pytest.raises(GraphRegError, match="^torch.compile captured no graph of Refines, so nothing of it is regularized"):
+            run(X, True)
+    run(X)
+    model.eval()  # nothing would be regularized
+    torch.testing.assert_close(run(X, True), model(X, True))
+
+
 def test_an_error_of_the_models_own_stays_its_own() -> None:
     run = torch.compile(Net(), backend=graphreg.backend(inner="eager", hidden_dropout=0.1))
     with pytest.raises(Exception, match="reduction dim") as caught:
