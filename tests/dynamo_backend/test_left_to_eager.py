@@ -88,11 +88,12 @@ class Refines(Net):
     """The first call has a graph; a call that refines has none."""
 
     def forward(self, x: Tensor, refine: bool = False) -> Tensor:
-        h = self.before(x)
+        h = torch.relu(self.a(x))
         if refine:
             for _ in range(2):
-                h = self.within(h) if h.sum() > -1e9 else h
-        return h
+                h = torch.relu(self.b(h)) if h.sum() > 0 else self.b(h)
+        out: Tensor = self.c(h)
+        return out
 
 
 @pytest.mark.skipif(not tells_skipped_code(), reason="this torch does not tell which code it has left to eager")
