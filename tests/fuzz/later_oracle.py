@@ -84,7 +84,7 @@ class LaterRun:
                 self.must_raise = "a value outside of [0, 1]"
             found = formulas.ON_UNITS[reg.kind](formulas.as_units(value, axis), reg.options)
         elif reg.kind == "HiddenL1":
-            found = value.abs().mean()
+            found = value.abs().mean() if value.numel() else value.sum()
         else:
             found = formulas.ON_VALUES[reg.kind](value, reg.options)
         self.put(name, found * self.strengths.of(name, site))

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from fuzz.program import CONSTANT, INTEGER, VIEW, WRITE, End, Flat, FlatNode, Flattener, Node, Var
+from fuzz.program import CONSTANT, INTEGER, UNKNOWN_VIEW, VIEW, WRITE, End, Flat, FlatNode, Flattener, Node, Var
 
-# Of ``reshape``, ``flatten`` and the like, which may copy, nothing is told.
+# Of ``reshape``, ``flatten`` and the like, which may copy, nothing is told; into parts (``split``), torch refuses to write if they train.
 SURE_VIEWS = {
     "view", "view_as", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "squeeze", "unsqueeze", "select",
-    "narrow", "expand", "expand_as", "unbind", "chunk", "split", "diagonal", "unfold", "unflatten", "detach", "getitem",
+    "narrow", "expand", "expand_as", "diagonal", "unfold", "unflatten", "detach", "getitem",
 }  # fmt: skip
 _NAME = re.compile(r"\b[a-z]\w*\b")
 
@@ -60,7 +60,7 @@ class Settled:
 
     def run(self) -> None:
         self.flats = [self._flat(i, flat) for i, flat in enumerate(self.flats)]
-        self.returned = [self._var(var) for var in self.returned]
+        self.returned = [Var(self._text(now.name), now.key) for now in map(self._var, self.returned)]
 
     def _var(self, var: Var) -> Var:
         while var.key in self.now:
@@ -110,7 +110,7 @@ class Settled:
         if node.port is not None:
             node = replace(node, port=(places.get(node.port[0], node.port[0]), *node.port[1:]))
         itself = self._gives_itself(node)
-        view = itself or node.base == "written" or (node.is_a(VIEW) and node.base in SURE_VIEWS)
+        view = itself or node.base == "written" or ((node.is_a(VIEW) or node.is_a(UNKNOWN_VIEW)) and node.base in SURE_VIEWS)
         self.made[flat.var.key] = _Made(self.at, reads[node.into or 0] if view and reads else None, itself, flat.module or flat.scope)
         var = Var(self._text(flat.var.name), flat.var.key)
         self.keys[var.name] = var.key
@@ -134,7 +134,8 @@ class Settled:
             views = [key, *views]
         for each in views:
             readers = self._readers(each, later)
-            if readers and not self._is_written(readers[0], each):
+            # of two writes with nothing between them, the first is a module's output if the second is beyond its forward
+            if readers and (not self._is_written(readers[0], each) or self._names_module(each, write, number)):
                 self.count += 1
                 var = Var(f"v{self.count}_w", -self.count)
                 self.at += 1
@@ -156,6 +157,11 @@ class Settled:
             return []
         found: list[FlatNode | None] = [each for each in later if key in map(self._key, each.reads)]
         return found + [None] * any(self._key(var.key) == key for var in self.returned)
+
+    def _names_module(self, key: int, write: FlatNode, number: int) -> bool:
+        """Whether a value is the output of a module within whose forward the write stands."""
+        ends = [end for flat in self.flats[number:] for end in flat.ends if key in (self._key(part) for part, *_ in end.parts)]
+        return any(f"{write.module or write.scope}.".startswith(f"{end.path}.") for end in ends)
 
     def _is_written(self, node: FlatNode | None, key: int) -> bool:
         into = None if node is None or not node.node.is_a(WRITE) else node.node.into
