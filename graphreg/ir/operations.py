@@ -35,6 +35,7 @@ VIEWS = {
     "swapdims", "movedim", "moveaxis", "squeeze", "unsqueeze", "contiguous", "expand", "expand_as", "narrow", "select",
     "getitem", "__getitem__", "chunk", "split", "tensor_split", "unbind", "detach", "to", "float", "half", "double",
     "type_as", "adjoint", "ravel", "squeeze_", "unsqueeze_", "getattr", "atleast_2d", "atleast_3d", "alias",
+    "numpy_T", "matrix_H", "mT", "mH",
 }  # fmt: skip
 PACKS = {"pack_padded_sequence", "pack_sequence"}  # functions that return a PackedSequence
 MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}

@@ -13,6 +13,7 @@ the same numbers. There are three levels, and the tests compare each level with 
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -193,6 +194,7 @@ DIFFERENTIATED = (
 _RATES = (torch.float32, torch.float64)  # the dtypes of a rate that is not converted
 _FEW = 16  # up to this many streams, Python integers are faster than a dozen operators
 _LANES = 4  # lanes of every draw: a float64 normal needs four, and no draw must depend on the dtypes of earlier draws
+_is_cuda = operator.attrgetter("is_cuda")  # tests draw on a CPU as on a GPU
 
 
 @dataclass(eq=False)
@@ -264,7 +266,7 @@ class Noise:
                 return fused
             kept: Tensor = kept_words(_bits(key, z, lane, index), rate)
             return kept.to(torch.int8 if compiling() else z.dtype)
-        if z.is_cuda and (mask := drawn_mask(key, rate, z, lane)) is not None:
+        if _is_cuda(z) and (mask := drawn_mask(key, rate, z, lane)) is not None:
             return mask
 
         # The mask is word >= 2 * int(2**31 * p), both unsigned. torch compares signed numbers, so the sign bits of both sides are flipped.

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _VIEWS = {
     "view", "view_as", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "squeeze", "unsqueeze", "select",
     "narrow", "expand", "expand_as", "unbind", "chunk", "split", "diagonal", "unfold", "unflatten", "detach", "slice", "alias",
-    "getitem", "__getitem__", "getattr", "as_strided",
+    "getitem", "__getitem__", "getattr", "as_strided", "numpy_T", "matrix_H", "mT", "mH",
 }  # fmt: skip
 
 

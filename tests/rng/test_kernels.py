@@ -52,6 +52,7 @@ def on_a_gpu(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[s
         setattr(module, name, counted(name))
     monkeypatch.setattr(kernels, "_triton", lambda: module)
     monkeypatch.setattr(kernels, "launches", graphreg.rng.hash.readable)
+    monkeypatch.setattr(graphreg.rng.noise, "_is_cuda", lambda z: True)
     return used
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -164,18 +166,28 @@ def copied_iterator(value: Any) -> Any:
     """Return a copy of an iterator that continues from the same place; NOTHING if it cannot be copied or would copy tensors."""
     memo: dict[int, Any] = {}
     try:
-        twin = copy.deepcopy(value, memo)
+        with _still_copied():
+            twin = copy.deepcopy(value, memo)
     except Exception:
         # the iterator is a generator, a file or, from Python 3.14 on, one of itertools
         return NOTHING
     return NOTHING if any(isinstance(each, (torch.Tensor, nn.Module)) for each in memo.values()) else twin
 
 
+@contextmanager
+def _still_copied() -> Iterator[None]:
+    """Within the block, Python 3.12 and 3.13 do not warn that itertools cannot be copied from 3.14 on; then, an exception says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Pickle, copy, and deepcopy support", DeprecationWarning)
+        yield
+
+
 def _position(value: Any) -> Any:
     """Return the position of an iterator, in a form that can be compared."""
     if is_iterator(value):
         # what pickle would write: what makes the iterator, what it runs over, and how far it is
-        made = value.__reduce__()
+        with _still_copied():
+            made = value.__reduce__()
         return (getattr(made[0], "__name__", ""), *map(_position, made[1:]))
     if issubclass(type(value), tuple):
         return tuple(map(_position, value))
