@@ -237,7 +237,6 @@ class Grows(Base):
 
 
 # what is compared is what a trace has changed, whichever front end made it
-@pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support:DeprecationWarning")  # the test's own copy, of itertools
 @pytest.mark.parametrize(
     ("name", "front_end"), [*((name, "symbolic") for name in GROWS), ("deque", "export"), ("iterator of texts", "export")]
 )
