@@ -115,12 +115,6 @@ def recorded_calls(graph: fx.Graph) -> Mapping[tuple[str, int], CallRecord]:
     return records
 
 
-def calls_of_modules(graph: fx.Graph) -> dict[tuple[str, str], CallRecord]:
-    """Return the records of a graph that a front end has just made: by the path of the module, and what tells its calls apart."""
-    records: Mapping[str, CallRecord] = graph.output_node().meta.get(CALL_RECORDS, {})
-    return {(key.rpartition("@")[0], key): record for key, record in records.items()}
-
-
 def rename_in_calls(graph: fx.Graph, names: Mapping[str, str]) -> None:
     """Follow new names of nodes in the records of a graph's calls."""
 

@@ -40,7 +40,7 @@ _KEEP_AXES = {
     *_PARTS, *_called_by_layers(),
 }  # fmt: skip
 
-_REDUCTIONS = {"mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp"}
+_REDUCTIONS = {"mean", "sum", "amax", "amin", "logsumexp"}  # whose third argument is keepdim
 
 
 def spatial_dims(node: fx.Node, operations: Operations) -> int:
@@ -80,7 +80,7 @@ def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx
     elif (
         operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
         or (sys.modules[type(module).__module__] in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
-        or slices or node.kwargs.get("keepdim") is True or (name in _REDUCTIONS and node.args[2:3] == (True,))  # keepdim
+        or slices or node.kwargs.get("keepdim") is True or (name in _REDUCTIONS and len(node.args) > 2 and node.args[2] is True)
     ):  # fmt: skip
         yield from list(nodes_in(node.args))[:1]
 

@@ -96,12 +96,14 @@ class BackendHost(CapturedGraphs):
 
     Attributes:
         subgraphs: The graphs that Dynamo gave to the backend.
+        runs: How many times one of them has run.
         model: The model without its wrappers; None until its first graph is captured.
         last: The penalties of the last call, by name; None until a call has ended.
     """
 
     session: Session
     subgraphs: list[Any]
+    runs: int
     model: nn.Module | None
     last: dict[str, Tensor] | None
 

@@ -6,7 +6,7 @@ the other mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from graphreg.ir.call_records import Leaf, calls_of_modules, doubt_plain
+from graphreg.ir.call_records import doubt_plain
 from graphreg.ir.comparison import Literals, compared, flat, literals_between, name_of
 from graphreg.ir.metadata import label_site, scope_of
 from graphreg.ir.train_eval import ModeGraphs, choose, modes_asked, not_in_eval
 from graphreg.torch_internals.modules import modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
-from graphreg.torch_internals.pytree import tree_flatten, tree_leaves
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.retrace import StatefulForward, makes_opaque, or_make_opaque, trace_repeatable
 from graphreg.tracing.side_effects.snapshot import Snapshot
@@ -97,15 +96,11 @@ def trace_each_mode(
     # The user has put these submodules into another mode than the model, such as a frozen encoder.
     apart = {m for m, mode in modes.items() if mode != model.training}
     graphs = [graph for graph in (train, evaluation) if graph is not None]
-    known = _parts_apart(train, evaluation, read[True] | read[False]) if evaluation is not None and not readers else None
-    found = dict[str, fx.Graph]()
-    branching: Sequence[str]
+    parts = _same_in_both(train, evaluation) if evaluation is not None else {}
+    found = {}
     for mode, traced in zip((True, False), graphs, strict=False):
         own = [path for path in read[mode] if path and path not in readers]
-        if known is not None:
-            branching, literals = [path for path in known[0] if path], known[1][mode]
-        else:
-            branching, literals = _own_modes(model, mode, traced, own, trace, follow)
+        branching, literals = _own_modes(model, mode, traced, own, parts, trace, follow)
         literals |= differing
         among = {**_readers_themselves(model, literals, [traced], mode_reads), **owners}
         # after ``train()`` or ``eval()`` all submodules have the mode of the model
@@ -121,69 +116,11 @@ def trace_each_mode(
     return found
 
 
-def _parts_apart(train: fx.Graph, evaluation: fx.Graph, reading: Iterable[str]) -> tuple[list[str], dict[bool, dict[str, Literals]]] | None:
-    """Find out from the graphs of both modes, without another trace, what depends on the modes of submodules; None if that is not certain.
-
-    It is certain if each module whose values differ between the modes reads its own mode, gets the same numbers in both modes, and gives
-    the same ones, as timm's batch norms do. Then each of them decides what differs among its own values.
-
-    Args:
-        train, evaluation: The graphs.
-        reading: The paths of the modules that read their own modes.
-
-    Returns:
-        A pair: the paths of the modules on whose modes the graphs' structure depends, and for the graph of train mode (True) and that of
-        eval mode a dict of the literals that depend on the modes of others.
-    """
-    leaves = {node.target for graph in (train, evaluation) for node in graph.find_nodes(op="call_module")}  # these follow their own modes
-    parts = {*reading} - leaves
-    in_train, in_eval = _nodes_by_module(train), _nodes_by_module(evaluation)
-    branching, apart, operands = list[str](), set[str](), list[tuple[Leaf, Leaf]]()
-    literals: dict[bool, dict[str, Literals]] = {True: {}, False: {}}
-    for path in {**in_train, **in_eval}:
-        pairs = [*zip_longest(in_train.get(path, ()), in_eval.get(path, ()))]
-        each = [None if None in pair else literals_between(*pair) for pair in pairs]
-        if None in each:
-            branching.append(path)
-            continue
-        for (a, b), (differing, _) in zip(pairs, filter(None, each), strict=True):
-            operands += ((Leaf(x.name), Leaf(y.name)) for x, y in zip(flat(a), flat(b), strict=True) if isinstance(x, fx.Node))
-            if differing:
-                literals[True][name_of(a)] = literals[False][name_of(b)] = differing
-                apart.add(path)
-
-    # what a branching module calls in one mode alone is no part of its own
-    alone = {path for path in branching if (path in in_train) != (path in in_eval) and path not in parts}
-    branching = [path for path in branching if path not in alone]
-    inside = (any(not outer or path.startswith(f"{outer}.") for outer in branching) for path in alone)
-    if not parts.issuperset(apart.union(branching)) or not all(inside):
-        return None
-
-    places, others = ({node.name: (path, i) for path in nodes for i, node in enumerate(nodes[path])} for nodes in (in_train, in_eval))
-    chosen, instead = ({node.name for path in branching for node in nodes.get(path, ())} for nodes in (in_train, in_eval))
-
-    def alike(a: Leaf, b: Leaf) -> bool:
-        """Return whether two elements are one value in both modes, or equal numbers, or values between which a branching module chooses."""
-        if a.node not in places or b.node not in others:
-            return a == b
-        return places[a.node] == others[b.node] or a.node in chosen or b.node in instead
-
-    def same(ours: Any, theirs: Any) -> bool:
-        (a, structure), (b, other) = tree_flatten(ours), tree_flatten(theirs)
-        return structure == other and all(map(alike, a, b))
-
-    ours, theirs, seen = calls_of_modules(train), calls_of_modules(evaluation), {""}
-    for call in (call for call in {**ours, **theirs} if call[0] in parts):  # inner calls first
-        path, record, other = call[0], ours.get(call), theirs.get(call)
-        if record is None or other is None or not same(record.inputs, other.inputs):
-            return None
-        if path not in branching and not same(record.output, other.output):
-            branching.append(path)
-        if path in branching:
-            chosen.update(leaf.node for leaf in tree_leaves(record.output))
-            instead.update(leaf.node for leaf in tree_leaves(other.output))
-        seen.add(path)
-    return (branching, literals) if seen.issuperset(parts) and all(alike(*pair) for pair in operands) else None
+def _same_in_both(train: fx.Graph, evaluation: fx.Graph) -> dict[str, bool]:
+    """Return which modules have the same operations in both graphs, by path; a module that is in one graph alone is left out."""
+    ours, theirs = _nodes_by_module(train), _nodes_by_module(evaluation)
+    pairs = {path: [*zip_longest(ours[path], theirs[path])] for path in ours if path in theirs}
+    return {path: all(None not in pair and literals_between(*pair) is not None for pair in each) for path, each in pairs.items()}
 
 
 def _nodes_by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -195,38 +132,47 @@ def _nodes_by_module(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _own_modes(
-    model: nn.Module, mode: bool, graph: fx.Graph, paths: Sequence[str], trace: Callable[[], fx.Graph], follow: Follow
-) -> tuple[Sequence[str], dict[str, Literals]]:
+    model: nn.Module, mode: bool, graph: fx.Graph, paths: Sequence[str], parts: Mapping[str, bool], trace: Callable[[], fx.Graph],
+    follow: Follow,
+) -> tuple[Sequence[str], dict[str, Literals]]:  # fmt: skip
     """Find out what in the graph of one mode depends on the modes of submodules that these read themselves.
 
-    These submodules are put into the other mode, all of them together.
+    Those that may decide nothing but literals are put into the other mode together: first with those that are in this graph alone, then
+    without them. A submodule with other operations in the other mode, such as timm's batch norms, is not among them.
 
     Args:
         model: The model.
         mode: Whether the graph is that of train mode.
         graph: The graph.
         paths: The submodules.
+        parts: What ``_same_in_both`` returns.
         trace, follow: As in ``trace_each_mode``.
 
     Returns:
-        A pair: the paths of the submodules on whose modes the graph's structure may depend, which are all or none, and a dict of the
-        literals that depend on those of the others.
+        A pair: the paths of the submodules on whose modes the graph's structure may depend, and a dict of the literals that depend on those
+        of the others.
     """
     modes = {module: module.training for module in model.modules()}
-    alone = set(map(model.get_submodule, paths))
+    tried = set[tuple[str, ...]]()
+    for rest in (tuple(path for path in paths if parts.get(path, default)) for default in (True, False)):
+        if not rest or rest in tried:
+            continue
+        tried.add(rest)
+        alone = set(map(model.get_submodule, rest))
 
-    def in_mode(module: nn.Module) -> bool:
-        return (module not in alone) == mode
+        def in_mode(module: nn.Module, alone: set[nn.Module] = alone) -> bool:
+            return (module not in alone) == mode
 
-    try:
-        literals = _in_mode(modes, in_mode, lambda: follow(graph)) if paths else {}
-        same, other = (True, literals) if literals is not None else compared(graph, _in_mode(modes, in_mode, trace))
-    except Exception as error:  # the forward takes a branch that cannot be traced
-        raise_interrupt(error)
-        return paths, {}
-    if not same:
-        return paths, {}
-    return [], other if mode else {name: {i: (b, a) for i, (a, b) in found.items()} for name, found in other.items()}
+        try:
+            literals = _in_mode(modes, in_mode, lambda: follow(graph))
+            same, other = (True, literals) if literals is not None else compared(graph, _in_mode(modes, in_mode, trace))
+        except Exception as error:  # the forward takes a branch that cannot be traced
+            raise_interrupt(error)
+            continue
+        if same:
+            ordered = other if mode else {name: {i: (b, a) for i, (a, b) in found.items()} for name, found in other.items()}
+            return [path for path in paths if path not in rest], ordered
+    return paths, {}
 
 
 def _readers_themselves(

@@ -88,6 +88,18 @@ class Picks(nn.Module):
         return one if factor < 0.5 else other  # type: ignore[no-any-return]
 
 
+class Keeps(nn.Module):
+    """Its mode decides whether it takes what its submodule gives, which another mode decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.path(x)
+        return y if self.training else x  # type: ignore[no-any-return]
+
+
 class Counts(nn.BatchNorm1d):
     """As timm's batch norm with activation: it counts its batches, and passes its mode on."""
 
@@ -126,6 +138,7 @@ CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "operations, and literals of others": (lambda: Net(Counts(4), Drop()), ("parts.0",)),
     "operations, and literals within": (lambda: Net(nn.Sequential(Drop(), Path()), Counts(4), Drop()), ("parts.0.1", "parts.1")),
     "operations, and a number that chooses": (lambda: Net(Picks(), Path()), ("parts.0.gate", "parts.1")),
+    "a choice among what another gives": (lambda: Net(Keeps(), Path()), ("parts.0.path", "parts.1")),
     "a choice": (lambda: Net(Chooses(), Drop()), ("parts.0",)),
     "literals, and operations of the model": (lambda: InTrainMode(Drop(), Drop()), ()),
     "all": (lambda: InTrainMode(Path(), Passes()), ("parts.0", "parts.1")),
