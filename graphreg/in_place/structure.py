@@ -192,8 +192,9 @@ class StructureGraph:
             if not all(hook in self.models_hooks for hook in own_hooks(hooks)):
                 raise GraphRegError(
                     f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
-                    f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}); "
-                    "or register the hook on the model itself, or on a layer that the graph calls, such as an nn.Linear."
+                    f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}), "
+                    "unless it computes nothing; or register the hook on the model itself, or on a layer that the graph calls, such as an "
+                    "nn.Linear."
                 )
 
     def follow(self, model: nn.Module) -> None:

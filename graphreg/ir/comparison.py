@@ -34,7 +34,9 @@ def flat(node: fx.Node) -> list[Any]:
 def literals_between(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
     """Return the literals that differ between two nodes, and whether the nodes read the same values.
 
-    Return None unless both are the same operation with the same structure of arguments.
+    Return None unless both are the same operation with the same structure of arguments. If the
+    nodes read different values, for example because an operation before them depends on the mode,
+    return only the literals of type bool, such as ``training=``.
     """
     if a.op != b.op or a.target != b.target or a.kwargs.keys() != b.kwargs.keys():
         return None
@@ -53,25 +55,13 @@ def literals_apart(ours: list[Any], theirs: list[Any]) -> tuple[Literals, bool] 
             same = same and name_of(x) == name_of(y)
         elif type(x) is not type(y) or not (x == y or (is_nan(x) and is_nan(y))):
             differing[i] = x, y
-    return differing, same
-
-
-def _literals(a: fx.Node, b: fx.Node) -> tuple[Literals, bool] | None:
-    """Return the same as ``literals_between``, but of nodes that read different values the literals of type bool alone.
-
-    Nodes read different values if an operation before them depends on the mode. Then a bool, such as ``training=``, is the only literal
-    that surely depends on the mode itself.
-    """
-    found = literals_between(a, b)
-    if found is None or found[1]:
-        return found
-    return {i: pair for i, pair in found[0].items() if type(pair[0]) is type(pair[1]) is bool}, False
+    return (differing if same else {i: pair for i, pair in differing.items() if type(pair[0]) is type(pair[1]) is bool}), same
 
 
 def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literals]]:
     """Return whether two graphs have the same structure, and a dict of the literals that differ, by name of the node that takes them."""
     others = {name_of(node): node for node in second.nodes}
-    differing = {(name := name_of(node)): _literals(node, others[name]) if name in others else None for node in first.nodes}
+    differing = {(name := name_of(node)): literals_between(node, others[name]) if name in others else None for node in first.nodes}
     # fewer names than nodes: two nodes have one name, and nothing tells which of them is which
     same = list(differing) == list(others) and len(differing) == len(first.nodes) == len(second.nodes)
     same = same and all(each is not None and each[1] for each in differing.values())
@@ -98,7 +88,7 @@ def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
         if name in literals:
             was, now = next(iter(literals[name].values()))
             return path, f"{shown_name} takes {was!r} and then {now!r}"
-        if name not in others or _literals(node, others[name]) is None:
+        if name not in others or literals_between(node, others[name]) is None:
             return path, f"{shown_name} is another operation in the second trace"
     return "", "the second trace has other operations"
 

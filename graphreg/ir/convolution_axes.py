@@ -79,7 +79,7 @@ def operands_with_its_axes(node: fx.Node, operations: Operations) -> Iterator[fx
         yield from nodes_in((node.args, node.kwargs))
     elif (
         operations.is_norm(node) or operations.is_dropout(node) or isinstance(module, nn.Identity) or name in _KEEP_AXES or "pool" in name
-        or (sys.modules[type(module).__module__] in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
+        or (sys.modules.get(type(module).__module__) in _LAYERS_KEEP_AXES and not isinstance(module, nn.MultiheadAttention))
         or slices or node.kwargs.get("keepdim") is True or (name in _REDUCTIONS and len(node.args) > 2 and node.args[2] is True)
     ):  # fmt: skip
         yield from list(nodes_in(node.args))[:1]

@@ -73,8 +73,8 @@ class UnseenChanges:
             warn(
                 f"{listed(paths, 3)} got a hook after graphreg.regularize, and the hook does not run when the regularized module is "
                 f"called: its graph contains the operations of {paths[0]}, and does not call it. Make such modules blocks that are called: "
-                f"graphreg.regularize(model, ..., blocks={paths[0]!r}); or register the hook on a layer that the graph calls, such as an "
-                "nn.Linear."
+                f"graphreg.regularize(model, ..., blocks={paths[0]!r}), unless they compute nothing; or register the hook on a layer that "
+                "the graph calls, such as an nn.Linear."
             )
 
     def _look_at_flags(self) -> None:

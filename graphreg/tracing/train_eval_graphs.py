@@ -153,11 +153,9 @@ def _own_modes(
         of the others.
     """
     modes = {module: module.training for module in model.modules()}
-    tried = set[tuple[str, ...]]()
-    for rest in (tuple(path for path in paths if parts.get(path, default)) for default in (True, False)):
-        if not rest or rest in tried:
+    for rest in dict.fromkeys(tuple(path for path in paths if parts.get(path, default)) for default in (True, False)):
+        if not rest:
             continue
-        tried.add(rest)
         alone = set(map(model.get_submodule, rest))
 
         def in_mode(module: nn.Module, alone: set[nn.Module] = alone) -> bool:
