@@ -14,7 +14,7 @@ The docstrings of the classes have these entries:
 - Draws: how many random numbers a splice draws.
 - Default sites: where the class acts if the user gives no selector. A hidden value lies between two layers with weights: it
   was computed from the output of one layer, and the other layer reads it. A value has the axes of a convolution's output if it is such an
-  output, or was computed from one by operations that keep the axes, such as a ReLU.
+  output, or was computed from one by operations that keep the axes, such as a ReLU, or bring them back, such as two permutations.
 - Source: the paper.
 """
 

@@ -32,7 +32,7 @@ class ChannelDropout(Splice, keys=("channel_dropout",)):
         self.require(0 <= self.weight < 1, "weight", "in [0, 1)")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in super().defaults(sites) if site.spatial]
+        return [site for site in super().defaults(sites) if site.is_map]
 
     def unfit(self, shape: Sequence[int]) -> str:
         advice = "the splice takes [batch, channels, ...], 3 dims or more. For a value of 2 dims or fewer, use BernoulliDropout."

@@ -26,7 +26,7 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
         start: The rate p before training, 0 < start < 1.
         reduction: ``"mean"`` leaves the factor K out of the penalty, and averages over the sites. ``"sum"`` keeps the factor, as the paper
             does, and adds over the sites.
-        axis: The axis of units. None means axis 1 for a value that has the axes of a convolution's output, else the last axis.
+        axis: The axis of units. None means that of a convolution's channels, else the last.
 
     Draws: one u for each element.
     Averaged over: the units, then the sites. Only the penalty is averaged.

@@ -14,8 +14,7 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
 
     Args:
         weight: The strength, 0 or more.
-        axis: The axis of classes; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output,
-            else the last axis.
+        axis: The axis of classes; all other axes are samples. None means that of a convolution's channels, else the last.
         lengths: The name of an input of the model that says which steps count: lengths [batch], or a mask [batch, time]. A value is then
             [batch, time, ...], and steps that do not count, which are padding, are neither penalized nor averaged.
         time_axis: The axis of time in a value, for ``lengths``. A recurrent layer says itself which axis that is.

@@ -14,8 +14,7 @@ class Covariance(Penalty, keys=("covariance",)):
 
     Args:
         weight: The strength, 0 or more.
-        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
-            the last axis.
+        axis: The axis of units; all other axes are samples. None means that of a convolution's channels, else the last.
 
     Raises:
         RegularizerError: A value has fewer than 2 samples, or fewer than 2 units.

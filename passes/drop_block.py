@@ -37,7 +37,7 @@ class DropBlock(Splice, keys=("drop_block",)):
         self.require(type(self.block_size) is int and self.block_size >= 1, "block_size", "a whole number, 1 or more")
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in super().defaults(sites) if site.spatial == 2 and "adaptive" not in site.op.lower()]
+        return [site for site in super().defaults(sites) if site.is_map and site.spatial == 2 and "adaptive" not in site.op.lower()]
 
     def unfit(self, shape: Sequence[int]) -> str:
         if len(shape) != 4:

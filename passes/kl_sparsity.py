@@ -17,8 +17,7 @@ class KLSparsity(Penalty, keys=("kl_sparsity",)):
     Args:
         weight: The strength, 0 or more.
         target: The mean activation that each unit should have, above 0 and below 1.
-        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
-            the last axis.
+        axis: The axis of units; all other axes are samples. None means that of a convolution's channels, else the last.
         lengths: The name of an input of the model that says which steps count: lengths [batch], or a mask [batch, time]. A value is then
             [batch, time, ...], and steps that do not count, which are padding, are neither penalized nor averaged.
         time_axis: The axis of time in a value, for ``lengths``. A recurrent layer says itself which axis that is.

@@ -23,7 +23,7 @@ class L0Gates(Splice, keys=("l0_gates",)):
         weight: The strength of the penalty, 0 or more. With strength 0, the gates still act.
         start: ``sigmoid(log_alpha)`` before training, 0 < start < 1. With a start near 1, most gates are open.
         reduction: ``"mean"``, or ``"sum"`` for the expected number of gates that are not 0, as in the paper.
-        axis: The axis of units. None means axis 1 for a value that has the axes of a convolution's output, else the last axis.
+        axis: The axis of units. None means that of a convolution's channels, else the last.
 
     Draws: one u for each unit, in each call.
     Averaged over: the units, then the sites. Only the penalty is averaged.

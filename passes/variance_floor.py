@@ -14,8 +14,7 @@ class VarianceFloor(Penalty, keys=("variance_floor",)):
     Args:
         weight: The strength, 0 or more.
         gamma: The floor, above 0. A unit adds nothing to the penalty if its ``sqrt(var + 1e-4)`` is gamma or more.
-        axis: The axis of units; all other axes are samples. None means axis 1 for a value that has the axes of a convolution's output, else
-            the last axis.
+        axis: The axis of units; all other axes are samples. None means that of a convolution's channels, else the last.
 
     Raises:
         RegularizerError: A value has fewer than 2 samples.

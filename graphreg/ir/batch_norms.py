@@ -41,6 +41,8 @@ def batch_norms_fed(
         signals: The nodes that depend on a floating-point input or on a product.
         products: The nodes that multiply data by weights.
     """
+    if not any(_keeps_variance(node, operations) for node in graph.nodes):
+        return {}
     # By node, then by way: the batch norm into which all readers take the value from there.
     norms = dict[fx.Node, tuple[str, ...]]()
 

@@ -1,15 +1,18 @@
-"""Determines which values still have the axes of a convolution's output: batch, channels, then the spatial axes."""
+"""Follows the channels of a convolution from value to value: which axes of each value they are."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from math import prod
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import activation, dropout, padding, pooling, upsampling
 
 from graphreg.ir.operations import Operations, function_name, nodes_in
@@ -21,6 +24,7 @@ CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "c
 # name in aten.
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _PARTS = {"chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"}  # their results are tuples of parts
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
 _LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling)
 
 
@@ -43,26 +47,126 @@ _KEEP_AXES = {
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "logsumexp"}  # whose third argument is keepdim
 
 
+@dataclass(frozen=True)
+class Channels:
+    """Which axes of a value are the channels of a convolution: one, or several after a reshape that splits them, as for groups.
+
+    Attributes:
+        rank: The number of dims of the value.
+        axes: The axes, counted from 0, in ascending order.
+    """
+
+    rank: int
+    axes: tuple[int, ...]
+
+    @property
+    def spatial(self) -> int:
+        """The number of axes behind the channels; 0 if they are several axes."""
+        return self.rank - 1 - self.axes[0] if len(self.axes) == 1 else 0
+
+
+def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, Channels]) -> Channels | None:
+    """Return the channels of a node's value; None if no axis is known to have a convolution's channels.
+
+    ``known``: the channels of the values before it.
+    """
+    shape = _shape(node)
+    if dims := spatial_dims(node, operations):
+        rank = dims + 2 if shape is None else len(shape)
+        return Channels(rank, (rank - 1 - dims,))
+    alike = [_broadcast(node, operand, known[operand]) for operand in operands_with_its_axes(node, operations) if operand in known]
+    if found := [each for each in alike if each]:
+        return max(found, key=lambda each: (each.rank, each.spatial))
+    operands = list(dict.fromkeys(nodes_in((node.args, node.kwargs))))
+    if not operands or operands[0] not in known or operations.is_opaque(node):
+        return None
+    before, given = known[operands[0]], _shape(operands[0])
+    if _is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
+        return before if before.axes == (before.rank - 1,) else None
+    is_reshape = function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
+    if is_reshape and shape is not None and given is not None and prod(given) == prod(shape) > 0:
+        return _reshaped(before, given, shape)
+    return _tried(node, before) if len(operands) == 1 and node.op != "call_module" else None
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    value = node.meta.get("value")
+    return value[0] if isinstance(value, tuple) and value and isinstance(value[0], (tuple, torch.Size)) else None
+
+
+def _broadcast(node: fx.Node, operand: fx.Node, before: Channels) -> Channels | None:
+    """Return the channels that a value has from an operand; None if the operand is repeated along its channels, as a gate is."""
+    given, made = _shape(operand), _shape(node)
+    if given is None or made is None or not is_elementwise(node):
+        return before
+    more = len(made) - len(given)
+    axes = tuple(axis + more for axis in before.axes)
+    return Channels(len(made), axes) if all(given[axis - more] == made[axis] for axis in axes) else None
+
+
+def _is_linear(node: fx.Node, operations: Operations) -> bool:
+    return isinstance(operations.module(node), nn.Linear) or (operations.module(node) is None and function_name(node) == "linear")
+
+
+def _reshaped(before: Channels, given: Sequence[int], made: Sequence[int]) -> Channels | None:
+    """Return the channels of a reshaped value; None if some axis of it has channels and others together."""
+    axes, i, j = list[int](), 0, 0
+    while i < len(given) and j < len(made):
+        # the fewest axes of both that have the same number of elements
+        first, second = i, j
+        i, j, sizes = i + 1, j + 1, (given[i], made[j])
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                i, sizes = i + 1, (sizes[0] * given[i], sizes[1])
+            else:
+                j, sizes = j + 1, (sizes[0], sizes[1] * made[j])
+        are_channels = {axis in before.axes for axis in range(first, i) if given[axis] != 1 or i - first == 1}
+        if len(are_channels) == 2:
+            return None
+        axes += range(second, j) if True in are_channels else ()
+    return Channels(len(made), tuple(axes)) if axes else None
+
+
+_SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)  # primes: no operation makes one of these from others
+
+
+def _tried(node: fx.Node, before: Channels) -> Channels | None:
+    """Return the channels of the value of an operation on one value, such as a permutation, a mean or an index.
+
+    The operation is tried on a tensor without memory, each axis of which has a size of its own.
+    """
+    if before.rank > len(_SIZES):
+        return None
+    value = torch.empty(_SIZES[: before.rank], device="meta")
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: value)
+    call: Any = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
+    try:
+        made = call(*args, **kwargs)
+    except Exception:  # whatever torch raises for sizes that the model never has
+        return None
+    if not isinstance(made, Tensor):
+        return None
+    sizes = {_SIZES[axis] for axis in before.axes}
+    axes = tuple(axis for axis, size in enumerate(made.shape) if size in sizes)
+    return Channels(made.dim(), axes) if len(axes) == len(sizes) else None
+
+
 def spatial_dims(node: fx.Node, operations: Operations) -> int:
     """Return the number of spatial dims of a convolution; 0 for any other operation."""
     module = operations.module(node)
     return len(module.kernel_size) if isinstance(module, ConvolutionBase) else CONVOLUTIONS.get(function_name(node), 0)
 
 
-def convolution(node: fx.Node, operations: Operations) -> tuple[str, int] | None:
-    """Find the convolution whose axes a value still has. Return its name and its number of spatial dims; None if there is none.
-
-    The name is the path of the layer or the name of the function.
-    """
-    seen, waiting = set[fx.Node](), [node]
+def nearest(node: fx.Node, found: Callable[[fx.Node], object], operands: Callable[[fx.Node], Iterable[fx.Node]]) -> fx.Node | None:
+    """Return the nearest node of which ``found`` is true, from a node back through the operands; None if there is none."""
+    seen, waiting = {node}, deque([node])
     while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if dims := spatial_dims(node, operations):
-            return str(node.target) if operations.module(node) is not None else function_name(node), dims
-        waiting += operands_with_its_axes(node, operations)
+        node = waiting.popleft()
+        if found(node):
+            return node
+        new = [each for each in operands(node) if each not in seen]
+        seen.update(new)
+        waiting += new
     return None
 
 

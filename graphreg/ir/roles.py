@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphreg.ir.batch_norms import batch_norms_fed
 from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
-from graphreg.ir.convolution_axes import operands_with_its_axes, spatial_dims
+from graphreg.ir.convolution_axes import Channels, channels_of
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
@@ -142,8 +142,7 @@ class _Judge:
         self.integers: set[fx.Node] = set()
         # a PackedSequence, also one that a recurrent layer returns
         self.packed: set[fx.Node] = set()
-        # for each value with a convolution's axes: how many are spatial
-        self.spatial: dict[fx.Node, int] = {}
+        self.channels: dict[fx.Node, Channels] = {}
         self.products: set[fx.Node] = set()  # products of data with weights
         # for each embedding: the name of the model's input that has the indices
         self.reads: dict[fx.Node, str] = {}
@@ -209,11 +208,8 @@ class _Judge:
             self.deep.add(node)
         self._fill(node)
 
-        dims = spatial_dims(node, self.operations)
-        if not dims and self.spatial:
-            dims = max((self.spatial.get(operand, 0) for operand in operands_with_its_axes(node, self.operations)), default=0)
-        if dims:
-            self.spatial[node] = dims
+        if channels := channels_of(node, self.operations, self.channels):
+            self.channels[node] = channels
 
     def _fill(self, node: fx.Node) -> None:
         """If the node's value is data, mark each value that the node writes into as filled with data.
@@ -265,7 +261,10 @@ class _Judge:
         norm = self.operations.is_norm(node) or any(label.module is not None and NORM_CLASS.search(label.op) for label in labels)
         role = self._role(node)
         loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
-        facts |= {"spatial": self.spatial.get(node, 0), "reads": self.reads.get(node, "")}
+        channels = self.channels.get(node)
+        # of a value of unknown shape, only [batch, channels, ...] is sure to be read rightly
+        spatial = channels.spatial if channels and (shape is not None or channels.axes[0] == 1) else 0
+        facts |= {"spatial": spatial, "reads": self.reads.get(node, "")}
         first = self.residuals.trunk.get(node)
         trunk = "" if first is None else (labels_of(first, self.operations) or (first,))[0]
         facts |= {"branch": node in self.residuals.branches, "normed": self.norms.get(node, "")}

@@ -70,8 +70,8 @@ class Site:
         sequence: For the output sequence of a recurrent layer, also after dropout, the order of its
             axes: ``"batch first"`` or ``"time first"``; ``"state"`` for a final state; ``""`` for
             any other value.
-        spatial: The number of spatial dims of a value that has the axes of a convolution's output,
-            [batch, channels, ...]; else 0.
+        spatial: The number of axes behind the channels of a convolution, 2 for [batch, channels,
+            height, width]; 0 if the channels are last, or if no axis is known to have them.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was
             computed from.
         trunk: If it is on a residual trunk (a later sum adds a branch to it), the name of the trunk's
@@ -109,6 +109,11 @@ class Site:
     @cached_property
     def name(self) -> str:
         return self.labels[0].text
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the value has the axes of a convolution's output, [batch, channels, one or more further axes]."""
+        return self.spatial > 0 and (self.shape is None or len(self.shape) == self.spatial + 2)
 
     @property
     def op(self) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir.convolution_axes import convolution
-from graphreg.ir.operations import Operations
+from graphreg.ir.convolution_axes import nearest, operands_with_its_axes, spatial_dims
+from graphreg.ir.operations import Operations, function_name
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.selector import Pattern, Selector, exactly, strings
@@ -193,6 +193,14 @@ class _Calls:
         """The node of each site, in the first graph that has it."""
         return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
+    def is_of_heads(self, site: Site) -> bool:
+        """Return whether a value has the axes of the output of ``scaled_dot_product_attention``."""
+        node, operations = self.nodes.get(site.name), self.operations
+        attention = "scaled_dot_product_attention"
+        return node is not None and bool(
+            nearest(node, lambda n: function_name(n) == attention, lambda n: operands_with_its_axes(n, operations))
+        )
+
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
         """Return the module output among ``labels`` whose calls may be the steps of a sequence; None if there is no such output.
 
@@ -298,7 +306,7 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
     # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
-    if axis == 1 and any(label.op == "scaled_dot_product_attention" for label in site.labels):
+    if axis == 1 and calls.is_of_heads(site):
         axis = -2
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
@@ -353,11 +361,11 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
     """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
-    if steps.calls or site.sequence or steps.axis != 1:
+    if steps.calls or site.sequence or steps.axis != 1 or not site.is_map:
         return
-    if site.name not in calls.nodes or (made_by := convolution(calls.nodes[site.name], calls.operations)) is None:
-        return
-    name, dims = made_by
+    operations, dims = calls.operations, site.spatial
+    made_by = nearest(calls.nodes[site.name], lambda node: spatial_dims(node, operations), lambda node: node.all_input_nodes)
+    name = "" if made_by is None else str(made_by.target) if operations.module(made_by) is not None else function_name(made_by)
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
     if not hasattr(regularizer, "time_axis"):
         raise RegularizerError(

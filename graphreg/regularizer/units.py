@@ -24,8 +24,8 @@ def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
     The units lie along the axis that the option ``axis`` gives. If it is None, the units of a value
-    that has the axes of a convolution's output are its channels, and the units of any other value
-    lie along the last axis.
+    in which an axis is known to have the channels of a convolution are these channels, and the
+    units of any other value lie along the last axis.
 
     Args:
         sites: The selected sites.

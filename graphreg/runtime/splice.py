@@ -135,6 +135,11 @@ class SpliceRule(DrawingRule):
             raise RegularizerError(
                 f"{self.description}: the value is {what}, and only floating-point values can be spliced. Leave the site out."
             )
+        if z.is_nested:
+            raise RegularizerError(
+                f"{self.description}: the value is a nested tensor, and masks and noise need a value whose sizes are numbers. Leave the site "
+                "out, or give the model padded inputs (to_padded_tensor)."
+            )
         self.regularizer.require_fit(z.shape, self.description)
         if self.units is not None:
             self.units.require(z.shape, self.description)

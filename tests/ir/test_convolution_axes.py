@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
@@ -53,16 +54,52 @@ KEPT: dict[str, Way] = {
     "prelu": lambda h: F.prelu(h, torch.ones(1)),
     "slice": lambda h: h[:, ::2], "cat": lambda h: torch.cat([h, h], 1), "where": lambda h: torch.where(h > 0, h, 0.0),
 }  # fmt: skip
+
+
+def channels_last(h: Tensor) -> Tensor:
+    """As in ConvNeXt: the channels are computed anew by a Linear, and are axis 1 again."""
+    return F.linear(F.layer_norm(h.permute(0, 2, 3, 1), (8,)), torch.ones(5, 8)).permute(0, 3, 1, 2)
+
+
+def shuffled(h: Tensor) -> Tensor:
+    """As in ShuffleNet."""
+    batch, channels, *size = h.shape
+    return h.view(batch, 2, channels // 2, *size).transpose(1, 2).contiguous().view(batch, -1, *size)
+
+
+def tokens(h: Tensor) -> Tensor:
+    """As in a Mixer: tokens, whose channels are last, and in which a Linear mixes the places."""
+    h = h.flatten(2).transpose(1, 2)
+    return h + F.linear(h.transpose(1, 2), torch.ones(36, 36)).transpose(1, 2)
+
+
+# where the channels are, counted by the axes behind them
+MOVED: dict[str, tuple[Way, int]] = {
+    "Flatten": (nn.Flatten(2), 1), "Unflatten": (nn.Unflatten(2, (3, 2)), 3), "einops": (lambda h: rearrange(h, "b c h w -> b c (h w)"), 1),
+    "flatten": (lambda h: h.flatten(2), 1), "reshape": (lambda h: h.reshape(*h.shape[:2], -1), 1), "mean": (lambda h: h.mean(2), 1),
+    "item": (lambda h: h[0], 2), "unsqueeze": (lambda h: h[:, None], 2), "stack": (lambda h: torch.stack([h, h]), 2),
+    "transpose": (lambda h: h.transpose(1, 2), 1), "index": (lambda h: h[..., 0], 1), "fft": (lambda h: torch.fft.fft2(h).real, 2),
+    "channels last": (channels_last, 2), "shuffled": (shuffled, 2), "maps of tokens": (lambda h: tokens(h).mT.view(h.shape), 2),
+    "excitation": (lambda h: h * F.linear(h.mean((2, 3)), torch.ones(8, 8))[:, :, None, None], 2),
+    "broadcast": (lambda h: torch.ones(3, 1, 8, 6, 6) * h, 2), "attention to places": (lambda h: h.amax(1, keepdim=True) * h, 2),
+    "excitation alone": (lambda h: F.linear(h.mean((2, 3)), torch.ones(8, 8)).view(2, 8, 1, 1), 2),
+}  # fmt: skip
 OTHERS: dict[str, Way] = {
-    "permute": lambda h: h.permute(0, 2, 3, 1), "transpose": lambda h: h.transpose(1, 3), "flatten": lambda h: h.flatten(2),
-    "item": lambda h: h[0], "stack": lambda h: torch.stack([h, h]), "mean": lambda h: h.mean(1), "unsqueeze": lambda h: h[:, None],
-    "linear": lambda h: F.linear(h, torch.ones(5, 6)), "unbind": lambda h: h.unbind(1)[0],
+    "permute": lambda h: h.permute(0, 2, 3, 1), "transpose": lambda h: h.transpose(1, 3), "mean": lambda h: h.mean(1), "tokens": tokens,
+    "linear": lambda h: F.linear(h, torch.ones(5, 6)), "unbind": lambda h: h.unbind(1)[0], "all in one": lambda h: h.flatten(1),
+    "groups": lambda h: h.view(2, 2, 4, 6, 6), "merged": lambda h: h.view(2, 2, 24, 6),
+    "gate": lambda h: torch.ones(2, 5, 6, 6) * h.mean(1, keepdim=True),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("way", KEPT.values(), ids=KEPT)
 def test_axes_that_stay(way: Way) -> None:
     assert spatial(way) == 2
+
+
+@pytest.mark.parametrize(("way", "behind"), MOVED.values(), ids=MOVED)
+def test_channels_that_move(way: Way, behind: int) -> None:
+    assert spatial(way) == behind
 
 
 @pytest.mark.parametrize("way", OTHERS.values(), ids=OTHERS)
