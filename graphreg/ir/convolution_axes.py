@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import activation, dropout, padding, pooling, upsampling
 
-from graphreg.ir.operations import Operations, function_name, nodes_in
+from graphreg.ir.operations import Operations, function_name, is_port, nodes_in
 from graphreg.torch_internals.modules import ConvolutionBase
 from graphreg.torch_internals.operators import OpOverloadPacket
 
@@ -78,7 +78,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     if found := [each for each in alike if each]:
         return max(found, key=lambda each: (each.rank, each.spatial))
     operands = list(dict.fromkeys(nodes_in((node.args, node.kwargs))))
-    if not operands or operands[0] not in known or operations.is_opaque(node):
+    if not operands or operands[0] not in known or operations.is_opaque(node) or is_port(node, operations):
         return None
     before, given = known[operands[0]], _shape(operands[0])
     if _is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
@@ -194,7 +194,9 @@ def is_elementwise(node: fx.Node) -> bool:
 
     torch tags such operators as pointwise.
     """
-    return node.op in ("call_function", "call_method") and _is_pointwise(function_name(node).strip("_"))
+    name = function_name(node).strip("_")
+    is_reduction = name in ("max", "min") and len(list(nodes_in((node.args, node.kwargs)))) < 2  # of two tensors, they are not
+    return node.op in ("call_function", "call_method") and not is_reduction and _is_pointwise(name)
 
 
 @cache

@@ -354,7 +354,7 @@ class Declared(NamedTuple):
 @cache
 def declared(operator: str | OpOverload) -> Declared | None:
     """Return what is declared for an overload, or for all overloads of the aten operator with this name; None if there are no overloads."""
-    overloads = [operator] if isinstance(operator, OpOverload) else _overloads(operator)
+    overloads = [operator] if isinstance(operator, OpOverload) else overloads_with_tensors(operator)
     if not overloads:
         return None
     shares, writes = dict[ArgumentPlace, None](), dict[ArgumentPlace, None]()
@@ -372,7 +372,8 @@ def declared(operator: str | OpOverload) -> Declared | None:
     return Declared(tuple(shares), tuple(writes), complete and not silent, silent)
 
 
-def _overloads(name: str) -> list[OpOverload]:
+def overloads_with_tensors(name: str) -> list[OpOverload]:
+    """Return the overloads of an aten operator that a model can call with tensors, but those with ``out=``."""
     overloads = [overload for overload in overloads_of(name) if _takes_tensors(overload)]
 
     # Without those with ``out=``, those of named tensors, and those that only TorchScript can call

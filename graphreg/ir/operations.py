@@ -11,13 +11,13 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from types import FunctionType, MethodType
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import fx, nn
 from torch.nn.utils import rnn as packing
 
-from graphreg.ir.operation_probes import ArgumentPlace, Declared, declared
+from graphreg.ir.operation_probes import ArgumentPlace, Declared, declared, overloads_with_tensors
 from graphreg.torch_internals.modules import BatchNormBase, ConstantPadBase, DropoutBase, modules_by_path
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, qualified_name, schema_of
 
@@ -41,7 +41,7 @@ PACKS = {"pack_padded_sequence", "pack_sequence"}  # functions that return a Pac
 MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
 NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
 SPLITS = {"chunk", "split", "tensor_split", "unbind", "split_with_sizes"}
-LISTS = SPLITS | {"meshgrid", "topk", "sort", "broadcast_tensors", "pad_packed_sequence"}
+LISTS = SPLITS | {"meshgrid", "sort", "broadcast_tensors", "pad_packed_sequence"}
 SIZES = {
     "size", "dim", "numel", "nelement", "ndimension", "item", "tolist", "stride", "is_floating_point", "is_complex",
     "get_device", "element_size", "data_ptr", "storage_offset", "is_contiguous", "type", "len", "_assert",
@@ -152,21 +152,17 @@ class Operations:
     def is_list(self, node: fx.Node) -> bool:
         """Return whether the value is a tuple or list of tensors."""
         module = self.module(node)
-        if isinstance(module, TUPLES):
-            return True
         if self.is_opaque(node):
             return returns_list(node, module) is True or self.guesses_list(node)
-        if module is not None or node.op not in ("call_function", "call_method"):
+        if module is not None:
+            returns_indices = getattr(module, "return_indices", False) is True
+            return returns_indices or isinstance(module, TUPLES) or _annotated(type(module).forward) is True
+        if node.op not in ("call_function", "call_method"):
             return False
         name = function_name(node)
-        if name in ("max", "min", "median", "mode", "kthvalue"):
-            axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            # over all axes, these return one tensor
-            if isinstance(axis, int) and not isinstance(axis, bool):
-                return True
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
             return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
-        return name in LISTS or name == "multi_head_attention_forward" or (name in _EINOPS_LISTS and is_of_einops(node))
+        return name in LISTS or results(node) not in (1, None) or (name in _EINOPS_LISTS and is_of_einops(node))
 
     def guesses_list(self, node: fx.Node) -> bool:
         """Return whether the value is assumed to be a tuple only because the forward indexes it and does nothing else with it."""
@@ -294,6 +290,47 @@ def _annotated(function: Any) -> bool | None:
 def _only_indexed(node: fx.Node) -> bool:
     users = [user for user in node.users if function_name(user) not in _ASSERTIONS]
     return bool(users) and all(takes_apart(user) for user in users)
+
+
+def results(node: fx.Node) -> int | None:
+    """Return how many tensors an operation of torch returns; 1 is a tensor, 0 a list of any length. None: that is not known."""
+    function = getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    if isinstance(function, OpOverload):
+        return _results_of([function])
+    if function_name(node) in ("max", "min", "median", "nanmedian"):  # along an axis, these return the places, too
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return 1 if axis is None else 2 if isinstance(axis, int) else None
+    if not isinstance(function, FunctionType):
+        return _results_of_builtin(function_name(node))
+    # A function that is written in Python may have the name of another operator: ``F.adaptive_max_pool2d`` returns one tensor.
+    return _results_of_function(function) if function.__module__.startswith("torch") else None
+
+
+@cache
+def _results_of_builtin(name: str) -> int | None:
+    return _results_of(overloads_with_tensors(name))
+
+
+def _results_of(overloads: Iterable[OpOverload]) -> int | None:
+    """Return what ``results`` returns; None if the overloads differ."""
+    counts = set[int | None]()
+    for overload in overloads:
+        kinds = [str(each.type) for each in schema_of(overload).returns]
+        counts.add(0 if kinds == ["List[Tensor]"] else len(kinds) if kinds[:1] == ["Tensor"] else None)
+    return counts.pop() if len(counts) == 1 else None
+
+
+@cache
+def _results_of_function(function: FunctionType) -> int | None:
+    try:
+        annotation = get_type_hints(function).get("return")
+    except Exception:  # an annotation with unknown names
+        annotation = None
+    if annotation is torch.Tensor or "boolean_dispatch" in function.__qualname__:  # the one without ``return_indices``
+        return 1
+    if get_origin(annotation) is tuple:
+        return len(get_args(annotation))
+    return 1 if annotation is None and _results_of_builtin(function.__name__) == 1 else None
 
 
 def takes_apart(user: fx.Node) -> bool:

@@ -137,8 +137,8 @@ class SpliceRule(DrawingRule):
             )
         if z.is_nested:
             raise RegularizerError(
-                f"{self.description}: the value is a nested tensor, and masks and noise need a value whose sizes are numbers. Leave the site "
-                "out, or give the model padded inputs (to_padded_tensor)."
+                f"{self.description}: the value is a nested tensor, and masks and noise need sizes that are numbers. Leave the site out, "
+                "or give the model padded inputs (to_padded_tensor)."
             )
         self.regularizer.require_fit(z.shape, self.description)
         if self.units is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from graphreg.ir.operations import (
     is_dropout_module,
     is_of_einops,
     is_single_operation,
+    results,
 )
-from graphreg.torch_internals.operators import schema_of
 
 ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "is_cuda": bool, "requires_grad": bool,
@@ -64,24 +63,18 @@ def definite_type(node: fx.Node, tracer: Any) -> type | None:
         return bool
     if node in tracer.sizes:
         return _type_of_size(node, name, tracer)
+    if operations.is_list(node):
+        return tuple
     if any(node.kwargs.get(option) for option in SEVERAL):
         return None
     if node.op == "call_method" and not is_tensor(node.args[0], tracer):
         return None
     if getattr(node.target, "__module__", "") in ("_operator", "builtins", "math"):
         return torch.Tensor if name in OPERATORS and any(is_tensor(a, tracer) for a in node.args) else None
-    if operations.is_list(node):
-        return tuple
     # with only a condition, ``where`` returns a tuple of indices
     if name == "where" and len(node.args) + len(node.kwargs) > 1:
         return torch.Tensor
-    if (kind := _type_from_schemas(name)) is not None:
-        return kind
-
-    # a function of torch may be annotated to return a tensor
-    is_torchs = str(getattr(node.target, "__module__", "")).startswith("torch.")
-    annotation = getattr(node.target, "__annotations__", {}).get("return") if is_torchs else None
-    return torch.Tensor if annotation is torch.Tensor or annotation == "Tensor" else None
+    return torch.Tensor if results(node) == 1 else None
 
 
 def fixed_count(node: fx.Node, operations: Operations) -> int | None:
@@ -96,7 +89,8 @@ def fixed_count(node: fx.Node, operations: Operations) -> int | None:
         return parts  # or fewer, and then the graph fails where it takes the last one
     if name in ("split", "split_with_sizes") and isinstance(parts, (tuple, list)):
         return len(parts)
-    return _count_from_schemas(name)
+    count = results(node)
+    return count if count and count > 1 else None
 
 
 def is_shape(node: Any) -> bool:
@@ -105,14 +99,6 @@ def is_shape(node: Any) -> bool:
         return False
     called = node.op == "call_method" and node.target == "size" and len(node.args) + len(node.kwargs) == 1
     return called or (node.target is getattr and node.args[1] == "shape")
-
-
-@cache
-def _count_from_schemas(name: str) -> int | None:
-    """Return how many values all overloads of the aten operator of this name return; None if they differ, or return one."""
-    packet = getattr(torch.ops.aten, name, None)
-    counts = {len(schema_of(getattr(packet, each)).returns) for each in packet.overloads() if "out" not in each} if packet else set()
-    return counts.pop() if len(counts) == 1 and counts != {1} else None
 
 
 def is_tensor(value: Any, tracer: Any) -> bool:
@@ -125,15 +111,12 @@ def is_tensor(value: Any, tracer: Any) -> bool:
 
 def _type_from_layer(node: fx.Node, module: nn.Module, tracer: Any) -> type | None:
     """Return the type of a layer's result."""
-    if gives_tuple(node, tracer.operations.modules):
+    if tracer.operations.is_list(node):
         return tuple
     # such a layer may return its input, whatever that is
     if isinstance(module, nn.Identity) or is_dropout_module(module):
         return torch.Tensor if is_tensor(node.args[0] if node.args else None, tracer) else None
-    several = isinstance(module, (*STACKS, nn.AdaptiveLogSoftmaxWithLoss)) or getattr(module, "return_indices", False)
-    if not is_single_operation(module) or several:
-        return None
-    return torch.Tensor
+    return None if isinstance(module, STACKS) or not is_single_operation(module) else torch.Tensor
 
 
 def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
@@ -150,7 +133,7 @@ def _type_of_item(node: fx.Node, tracer: Any) -> type | None:
         return torch.Tensor
     if source in tracer.sizes:
         return (torch.Size if isinstance(index, slice) else int) if definite_type(source, tracer) is torch.Size else None
-    if gives_tuple(node, tracer.operations.modules):
+    if tracer.operations.is_list(node):
         return tuple
     if definite_type(source, tracer) is not tuple:
         return None
@@ -173,14 +156,3 @@ def _type_of_size(node: fx.Node, name: str, tracer: Any) -> type | None:
         return str
     are_integers = [type(a) is int or (isinstance(a, fx.Node) and definite_type(a, tracer) is int) for a in node.args]
     return None if not all(are_integers) else int if name in INTEGERS else float if name == "truediv" else None
-
-
-@cache
-def _type_from_schemas(name: str) -> type | None:
-    """Return Tensor if all overloads of the aten operator of this name return a tensor, tuple if all return several tensors, else None."""
-    packet = getattr(torch.ops.aten, name, None)
-    returned = [schema_of(getattr(packet, each)).returns for each in packet.overloads() if "out" not in each] if packet is not None else []
-    if returned and all(len(returns) == 1 and str(returns[0].type) == "Tensor" for returns in returned):
-        return torch.Tensor
-    several = [len(returns) > 1 or (len(returns) == 1 and str(returns[0].type) == "List[Tensor]") for returns in returned]
-    return tuple if several and all(several) else None

@@ -30,6 +30,36 @@ def test_values_with_the_axes_of_a_convolution() -> None:
     }  # fmt: skip
 
 
+class Parts(nn.Module):
+    """Takes the first part of what ``way`` returns."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.conv, self.way, self.weight = nn.Conv2d(3, 4, 3, padding=1), way, nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.way(self.conv(x))
+        first = parts if isinstance(parts, Tensor) else parts[0]
+        return torch.tensordot(first, self.weight, 0)
+
+
+@pytest.mark.parametrize(("way", "name"), [
+    (nn.MaxPool2d(2, return_indices=True), "way"), (nn.AdaptiveMaxPool2d(2, return_indices=True), "way"),
+    (lambda h: F.max_pool2d(h, 2, return_indices=True), "max_pool2d_with_indices:0"),
+    (lambda h: F.fractional_max_pool2d(h, 2, output_size=2, return_indices=True), "fractional_max_pool2d_with_indices:0"),
+    (lambda h: torch.std_mean(h, 1), "std_mean:0"), (lambda h: torch.cummax(h, 1), "cummax:0"), (lambda h: h.hsplit(2), "hsplit:0"),
+    (lambda h: h.frexp(), "frexp:0"), (lambda h: torch.gradient(h, dim=(1, 2)), "gradient:0"), (torch.linalg.svd, "linalg_svd:0"),
+    (lambda h: h.nanmedian(-1), "nanmedian:0"), (lambda h: torch.sort(h, stable=True, dim=-1), "sort:0"),
+    (lambda h: F.adaptive_max_pool2d(h, 2), "adaptive_max_pool2d"), (lambda h: F.fractional_max_pool2d(h, 2, output_size=2), "fractional_max_pool2d"),
+    (lambda h: h.max(), "max"),
+])  # fmt: skip
+@pytest.mark.parametrize("known", [True, False])
+def test_a_part_of_what_an_operation_returns_is_hidden(way: Any, name: str, known: bool) -> None:
+    """torch's schemas and annotations say which operations return several tensors, so that names are the same without inputs."""
+    example: dict[str, Any] = {"example_inputs": torch.randn(2, 3, 8, 8)} if known else {}
+    assert [site.name for site in graphreg.trace(Parts(way), **example).values if site.role == "hidden"] == [name]
+
+
 class Embeds(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -62,3 +62,6 @@ def test_errors() -> None:
         GaussianNoise("*", -0.1)
     with pytest.raises(graphreg.RegularizerError, match="only floating-point values can be spliced"):
         graphreg.regularize(nn.Sequential(nn.Identity(), nn.Linear(2, 2)), GaussianNoise("0", 0.1))(torch.ones(2, 2, dtype=torch.long))
+    nested = torch.nested.nested_tensor([torch.ones(3, 2), torch.ones(1, 2)], layout=torch.jagged)
+    with pytest.raises(graphreg.RegularizerError, match="GaussianNoise at 0: the value is a nested tensor, and masks and noise need sizes"):
+        graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), GaussianNoise("0", 0.1))(nested)
