@@ -59,23 +59,14 @@ def _remade_storages(graph: fx.Graph, tape: Tape, reads: dict[fx.Node, Tensor]) 
     known, effects = tape.known, ViewsAndWrites(tape.tracer.operations)
     # an optimizer changes parameters between calls, also those that are registered nowhere
     parameters = {storage_key(tensor) for entry in tape.entries for tensor in entry.tensors if isinstance(tensor, nn.Parameter)}
-    remade = _computed_from(tape, parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
-    _refuse_decisions(tape, _computed_from(tape, {key for key in known.traced if key in tape.owned}))
+    remade = tape.computed_from(parameters | set(tape.owned)) | set(known.traced) | set(known.rewritten)
+    _refuse_decisions(tape, tape.computed_from({key for key in known.traced if key in tape.owned}))
     aliases, returned = Aliases(graph, tape.tracer.operations), set(nodes_in(graph.output_node().args))
     for node, tensor in reads.items():
         key = storage_key(tensor)
         if key in known.fresh and key not in remade and (aliases.written_later(node) or _escapes(node, returned, effects)):
             remade.add(key)
     return remade
-
-
-def _computed_from(tape: Tape, changing: set[StorageKey]) -> set[StorageKey]:
-    """Return the storages in ``changing``, and those of all results that the forward computed from them."""
-    storages = set(changing)
-    for entry in tape.entries:
-        if not storages.isdisjoint(map(storage_key, entry.tensors)):
-            storages.update(map(storage_key, tensors_in(entry.result)))
-    return storages
 
 
 def _refuse_decisions(tape: Tape, changing: set[StorageKey]) -> None:

@@ -24,6 +24,7 @@ from graphreg.ir.operation_probes import declared
 from graphreg.ir.operations import SPLITS, is_in_place
 from graphreg.ir.source_location import origin_now, short
 from graphreg.ir.views_and_writes import ViewsAndWrites
+from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import PRIVATE_FACTS, PRIVATE_STORAGE, version_of
 from graphreg.torch_internals.functorch import is_wrapped
 from graphreg.torch_internals.fx import value_name
@@ -72,6 +73,7 @@ class Tape(TorchFunctionMode):
             value is the line where the tape noticed this.
         owned: A dict. Each key is the storage of a tensor of the model; the value is the tensor's
             name.
+        registered: The storages of the model's parameters and buffers.
         states: By id, each tensor that the tape has seen, with its last known state.
     """
 
@@ -98,6 +100,9 @@ class Tape(TorchFunctionMode):
         for (name, tensor), state in zip(mine, TensorState.all_of(tensor for _, tensor in mine), strict=True):
             self.owned.setdefault(state.key, name)
             self.states[id(tensor)] = tensor, state
+        modules = modules_by_path(root, once=True).values()
+        held = (tensor for module in modules for table in (module._parameters, module._buffers) for tensor in table.values())
+        self.registered = {storage_key(tensor) for tensor in held if tensor is not None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -227,6 +232,8 @@ class Tape(TorchFunctionMode):
         before = [(tensor, version_of(tensor)) for tensor in tensors]
         arguments = _copied((args, kwargs))
         result = func(*args, **kwargs)
+        if not any(True for _ in tensors_in(result)) and self._reads_parameters(func, args, kwargs):
+            return self._as_node(func, name, args, kwargs)
         written = {storage_key(tensor) for tensor, version in before if version_of(tensor) != version}
 
         # Version counters do not show all writes: under a dispatch mode, such as the one that
@@ -252,6 +259,28 @@ class Tape(TorchFunctionMode):
         self._update_states([*tensors, *tensors_in(result)], written)
         self._append(func, name, arguments, result, frozenset(written))
         return result
+
+    def computed_from(self, changing: Iterable[StorageKey]) -> set[StorageKey]:
+        """Return the storages in ``changing``, and those of all results that the forward computed from them."""
+        storages = set(changing)
+        for entry in self.entries:
+            if not storages.isdisjoint(map(storage_key, entry.tensors)):
+                storages.update(map(storage_key, tensors_in(entry.result)))
+        return storages
+
+    def _reads_parameters(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Return whether a function reads the content of parameters, of buffers or of values computed from them, which changes later.
+
+        A function that reads the content of a tensor fails for tensors that have none.
+        """
+        if self.computed_from(self.registered).isdisjoint(map(storage_key, tensors_in((args, kwargs)))):
+            return False
+        args, kwargs = pytree.tree_map_only(Tensor, _without_content, (args, kwargs))
+        try:
+            func(*args, **kwargs)
+        except (RuntimeError, TypeError):  # torch raises NotImplementedError, a RuntimeError, or numpy a TypeError
+            return True
+        return False
 
     def _append(self, func: Any, name: str, arguments: Any, result: Any, written: frozenset[StorageKey]) -> None:
         """Append an entry for an operation that ran, and note what the operation did to storages."""
@@ -304,7 +333,7 @@ class Tape(TorchFunctionMode):
             return tracer.create_proxy("call_function", getattr, (args[0], attribute_of(func)), {})
         self._refuse_assignment(func, name)
         if name in PYTHON_READS:
-            raise TypeError("the forward reads the content of a tensor into which traced values were written")
+            raise TypeError("the forward reads the content of a parameter, a buffer or a tensor into which traced values were written")
         if name == "__setitem__":
             return self._setitem(args)
         if not is_tensor_method_or_property(func):
@@ -381,6 +410,10 @@ def operation_name(func: Any) -> str:
 def attribute_of(func: Any) -> str:
     """Return the name of the tensor attribute that a getter or setter reads or writes."""
     return str(getattr(getattr(func, "__self__", None), "__name__", "an attribute"))
+
+
+def _without_content(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
 
 
 def _location() -> str:
