@@ -3,8 +3,8 @@
 In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product of data with weights, such
 as a linear layer, must lie between the two: ``x + 0.04 * x ** 3`` has no branch. In
 ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most
-one product, ``f`` has more products, and the operations of both lie in the module whose forward
-computes the sum.
+one product, ``f`` has more products and is not linear, and the operations of both lie in the module
+whose forward computes the sum.
 
 A value is on the trunk if a later sum adds a branch to it, or if it lies between such a value and
 that sum, or the sum before it. So the last sum is not: no later block gets what is lost there.
@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphreg.ir.metadata import scope_of
-from graphreg.ir.operations import Operations, function_name, is_integer, nodes_in
+from graphreg.ir.operations import SUMS, Operations, function_name, is_integer, nodes_in
 
-SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 # operations that pick a step of a sequence; such a step is no trunk: W x_t + U h is not residual
 _PICKS = {"select", "unbind"}
 
@@ -117,7 +116,8 @@ class _Finder:
         return firsts
 
     def _is_sum(self, node: fx.Node) -> bool:
-        return function_name(node) in SUMS and not self.operations.is_opaque(node) and node not in self.sizes
+        is_sum = function_name(node) in SUMS and not self.operations.is_opaque(node) and node not in self.sizes
+        return is_sum and not self.operations.is_list(node)  # tuples are joined by ``+``, too
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         return [operand for operand in nodes_in((node.args, node.kwargs)) if operand in self.signals]
@@ -205,7 +205,13 @@ class _Finder:
         passed = sum(each in self.products for each in chain.nodes[:way])
         inside = way < chain.direct or all(_is_within(scope_of(each), scope_of(node)) for each in between)
         is_branch = inside and sum(each in self.products for each in between) > passed
+        # ``W x + B A x`` is one layer with a change of low rank, as of LoRA
+        is_branch = is_branch and not (passed and all(map(self._is_linear, between)))
         return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        """Return whether an operation on one signal only multiplies it by weights or numbers, or moves elements."""
+        return node in self.products or self.operations.passes_through(node) or function_name(node) in ("mul", "div", "truediv")
 
     def _since_the_sum(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes from a node of the trunk back to the residual sum that it was computed from without a product."""

@@ -37,6 +37,7 @@ VIEWS = {
     "type_as", "adjoint", "ravel", "squeeze_", "unsqueeze_", "getattr", "atleast_2d", "atleast_3d", "alias",
     "numpy_T", "matrix_H", "mT", "mH",
 }  # fmt: skip
+SUMS = {"add", "iadd", "add_", "__add__", "__iadd__"}
 PACKS = {"pack_padded_sequence", "pack_sequence"}  # functions that return a PackedSequence
 MOVES = PACKS | {"pad", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
 NORMS = {"layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
@@ -161,7 +162,10 @@ class Operations:
             return False
         name = function_name(node)
         if name in ("getitem", "__getitem__") and isinstance(node.args[0], fx.Node):
-            return port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM)
+            part_of_list = isinstance(node.args[1], slice) and self.is_list(node.args[0])
+            return part_of_list or (port_path(node) == (1,) and isinstance(self.module(node.args[0]), nn.LSTM))
+        if name in SUMS:  # ``(h,) + outputs[1:]``
+            return isinstance(node.meta.get("value"), list) or any(isinstance(argument, (tuple, list)) for argument in node.args)
         return name in LISTS or results(node) not in (1, None) or (name in _EINOPS_LISTS and is_of_einops(node))
 
     def guesses_list(self, node: fx.Node) -> bool:
@@ -311,6 +315,13 @@ def _results_of_builtin(name: str) -> int | None:
     return _results_of(overloads_with_tensors(name))
 
 
+@cache
+def names_of_results(name: str) -> tuple[str, ...]:
+    """Return the names of what an operator of torch returns: ``("values", "indices")`` for ``max``; () if it returns one tensor."""
+    named = (tuple(each.name for each in schema_of(overload).returns) for overload in overloads_with_tensors(name))
+    return next((names for names in named if len(names) > 1), ())
+
+
 def _results_of(overloads: Iterable[OpOverload]) -> int | None:
     """Return what ``results`` returns; None if the overloads differ."""
     counts = set[int | None]()
@@ -353,7 +364,7 @@ def is_port(node: fx.Node, operations: Operations) -> bool:
     """Return whether the node takes one element out of a tuple."""
     if function_name(node) not in ("getitem", "__getitem__") or not isinstance(node.args[0], fx.Node):
         return False
-    return isinstance(node.args[1], int) and operations.is_list(node.args[0])
+    return bool(port_path(node)) and operations.is_list(node.args[0])
 
 
 def nodes_in(value: object) -> Iterator[fx.Node]:

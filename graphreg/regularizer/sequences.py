@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir.convolution_axes import nearest, operands_with_its_axes, spatial_dims
-from graphreg.ir.operations import Operations, function_name
+from graphreg.ir.operations import Operations, function_name, nodes_in
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.selector import Pattern, Selector, exactly, strings
@@ -193,13 +193,27 @@ class _Calls:
         """The node of each site, in the first graph that has it."""
         return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
-    def is_of_heads(self, site: Site) -> bool:
-        """Return whether a value has the axes of the output of ``scaled_dot_product_attention``."""
+    def attended(self, site: Site) -> int | None:
+        """Return the axis of time of the output of an attention, or of a value with its axes; None if the value is none of them."""
         node, operations = self.nodes.get(site.name), self.operations
-        attention = "scaled_dot_product_attention"
-        return node is not None and bool(
-            nearest(node, lambda n: function_name(n) == attention, lambda n: operands_with_its_axes(n, operations))
-        )
+        made_by = node and nearest(node, self._attention_axis, lambda n: operands_with_its_axes(n, operations))
+        return self._attention_axis(made_by) if made_by else None
+
+    def _attention_axis(self, node: fx.Node) -> int | None:
+        """Return the axis of time in the output of an attention, counted from the end; None if the node computes none."""
+        name, operations = function_name(node), self.operations
+        if name == "scaled_dot_product_attention":
+            return -2
+        equation = node.args[0] if name == "einsum" and isinstance(node.args[0], str) else "qk,k->q."
+        weights = next(nodes_in(node.args), None)
+        if name not in ("matmul", "__matmul__", "bmm", "einsum") or weights is None or "->" not in equation:
+            return None
+        is_softmax = nearest(
+            weights, lambda n: function_name(n) == "softmax" or isinstance(operations.module(n), nn.Softmax),
+            lambda n: operands_with_its_axes(n, operations),
+        )  # fmt: skip
+        given, made = equation.replace(" ", "").split(",")[0], equation.replace(" ", "").split("->")[1]
+        return made.index(given[-2]) - len(made) if is_softmax and given[-2:-1] and given[-2] in made else None
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
         """Return the module output among ``labels`` whose calls may be the steps of a sequence; None if there is no such output.
@@ -306,8 +320,8 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
     if site.sequence:
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
     # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
-    if axis == 1 and calls.is_of_heads(site):
-        axis = -2
+    if axis == 1:
+        axis = calls.attended(site) or axis
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 

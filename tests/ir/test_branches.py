@@ -107,6 +107,11 @@ def test_what_a_residual_sum_adds(call: Callable[..., Any]) -> None:
     assert found(Model(call)) == RESIDUAL[call]
 
 
+def low_rank(m: Any, x: Tensor) -> Tensor:
+    """As LoRA: one layer, whose weight has a change of low rank."""
+    return m.a(x) + m.c(m.b(m.drop(x))) * 0.5
+
+
 def gelu(m: Any, x: Tensor) -> Tensor:
     h = m.a(x)
     return m.b(0.5 * h * (1 + torch.tanh(0.8 * (h + 0.044 * h**3))))
@@ -153,13 +158,45 @@ def two_ways(m: Any, x: Tensor) -> Tensor:
     return m.a(x) + m.b(x)
 
 
-PLAIN = [gelu, highway, gated_unit, unrolled, by_chance, losses, subtracted, two_ways]
+PLAIN = [gelu, highway, gated_unit, unrolled, by_chance, losses, subtracted, two_ways, low_rank]
 
 
 @pytest.mark.parametrize("call", PLAIN, ids=lambda call: call.__name__)
 def test_sums_that_are_not_residual(call: Callable[..., Any]) -> None:
     """Nothing is a branch where no product lies between, a trunk would be gated, or neither summand is what the other was made of."""
     assert found(Model(call)) == []
+
+
+class ReturnsPair(nn.Module):
+    """Opaque, because it decides something on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.l(x), x.mean()) if x.sum() < 1e9 else (x, x.mean())
+
+
+class JoinsTuples(nn.Module):
+    """As layers of transformers: what a layer returns is a tuple, to which the rest of another one is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention, self.b = nn.Linear(4, 4), ReturnsPair(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        h = self.first(x)
+        attended = self.attention(h)
+        outputs = (h + attended[0],) + attended[1:]  # noqa: RUF005  # a star would iterate over it
+        outputs = (self.b(outputs[0]) + outputs[0],) + outputs[1:]  # noqa: RUF005
+        return outputs[0], outputs[1]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_joining_tuples_is_no_sum(known: bool) -> None:
+    sites = graphreg.trace(JoinsTuples(), **({"example_inputs": torch.randn(3, 4)} if known else {})).values
+    assert [site.name for site in sites if site.branch] == ["attention", "b"]
 
 
 def test_embeddings_and_masks_are_no_trunks() -> None:

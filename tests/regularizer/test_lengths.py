@@ -513,13 +513,14 @@ def test_a_refusal_leaves_the_model_as_it_was() -> None:
 class Attention(nn.Module):
     """Its attention computes [batch, heads, time, size]: as many heads as steps, so that either could be meant."""
 
-    def __init__(self) -> None:
+    def __init__(self, attend: Any = nn.functional.scaled_dot_product_attention) -> None:
         super().__init__()
         self.qkv, self.out = nn.Linear(3, 30, dtype=torch.float64), nn.Linear(10, 2, dtype=torch.float64)
+        self.attend = attend
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, 5, 2)).permute(2, 0, 3, 1, 4)
-        heads = torch.tanh(nn.functional.scaled_dot_product_attention(q, k, v))
+        heads = torch.tanh(self.attend(q, k, v))
         return self.out(heads.transpose(1, 2).flatten(2))
 
 
@@ -532,6 +533,17 @@ def test_the_steps_of_attention_are_its_axis_before_the_last(front_end: Any, sit
     torch.testing.assert_close(found.penalties["hidden_l2"], steps.square().mean())
     heads = regularize(Attention(), HiddenL2(site, 1.0, lengths="lengths", time_axis=-3), **options)(X, LENGTHS)
     torch.testing.assert_close(heads.penalties["hidden_l2"], heads.values[site][mask_of(LENGTHS)].square().mean())
+
+
+@pytest.mark.parametrize("attend", [
+    lambda q, k, v: nn.functional.dropout((q @ k.mT).softmax(-1), 0.0) @ v,
+    lambda q, k, v: torch.matmul(torch.softmax(q @ k.mT, -1).to(v.dtype), v),
+    lambda q, k, v: torch.einsum("bhqk, bhkd -> bhqd", (q @ k.mT).softmax(-1), v),
+])  # fmt: skip
+def test_the_steps_of_an_attention_that_is_written_out(attend: Any) -> None:
+    module = regularize(Attention(attend), HiddenL2("tanh", 1.0, lengths="lengths"), example_inputs=(X, LENGTHS), keep="tanh")
+    found = module(X, LENGTHS)
+    torch.testing.assert_close(found.penalties["hidden_l2"], found.values["tanh"].transpose(1, 2)[mask_of(LENGTHS)].square().mean())
 
 
 def test_locked_dropout_locks_the_steps_of_attention() -> None:

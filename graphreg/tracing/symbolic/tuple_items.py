@@ -9,13 +9,14 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.ir.metadata import add_label, label_site, own_labels, scope_of
-from graphreg.ir.operations import Operations, is_port
+from graphreg.ir.operations import Operations, function_name, is_port, names_of_results
 from graphreg.tracing.shape_decisions import in_parts
 
 
 def settle_ports(graph: fx.Graph, operations: Operations) -> None:
     """Merge nodes that take the same item out of a tuple (``parts[0]`` twice) into one node with all of their labels.
 
+    An item that is taken by name (``x.max(1).values``) is taken by number from then on.
     The two states of nn.LSTMCell and the output of a recurrent layer get a port even if the model
     passes the whole tuple on.
     """
@@ -25,6 +26,10 @@ def settle_ports(graph: fx.Graph, operations: Operations) -> None:
         if isinstance(module, (nn.LSTMCell, nn.RNNBase)):
             # backwards, because each port is put directly behind the node
             _take_out(graph, node, (1, 0) if isinstance(module, nn.LSTMCell) else (0,), operations)
+        if node.target is getattr and isinstance(node.args[0], fx.Node) and operations.is_list(node.args[0]):
+            names = names_of_results(function_name(node.args[0]))
+            if node.args[1] in names:
+                node.target, node.args = operator.getitem, (node.args[0], names.index(node.args[1]))
         if not is_port(node, operations):
             continue
         earlier = first.setdefault(node.args, node)
