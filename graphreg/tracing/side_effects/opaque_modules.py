@@ -85,10 +85,13 @@ class OpaqueState:
         known: dict[type, ReachableCode] = {}
         for module in modules:
             # modules of one class run the same code, but for what an instance has of its own
-            hooked = forward_hooks(module) or "forward" in vars(module)
-            if hooked or type(module) not in known:
+            hooked = forward_hooks(module)
+            if hooked or "forward" in vars(module) or type(module) not in known:
                 known[type(module)] = reachable_code([module])
             self._hide_module(module, known[type(module)])
+            # hooks that are methods change the objects of which they are methods
+            bound = (each for hook in hooked or () for each in (getattr(hook, "__self__", None), *getattr(hook, "args", ())))
+            self._hide_objects(known[type(module)], map(id, bound))
         for function in functions:
             code = reachable_code((), [function])
             self._hide_shared(code.classes, code)
@@ -120,9 +123,12 @@ class OpaqueState:
             elif name in assigned.items:
                 self._hide_items(place.content[name], place.label(name))
 
-    def _hide_objects(self, code: ReachableCode) -> None:
-        """Hide what code may change in the objects that it reaches: attributes that it assigns, and items of containers."""
-        reached = {*map(id, code.values()), *code.functions}
+    def _hide_objects(self, code: ReachableCode, more: Iterable[int] = ()) -> None:
+        """Hide what code may change in the objects that it reaches: attributes that it assigns, and items of containers.
+
+        ``more``: the ids of other objects that it reaches.
+        """
+        reached = {*map(id, code.values()), *code.functions, *more}
         for function in code.functions.values():
             reached.update(map(id, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
         assigned = code.assigned
