@@ -26,7 +26,8 @@ from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, qua
 PRODUCTS = {
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "einsum", "tensordot", "embedding", "embedding_bag",
-    "multi_head_attention_forward", "__matmul__", "imatmul",
+    "multi_head_attention_forward", "__matmul__", "imatmul", "linalg_matmul", "linalg_multi_dot", "chain_matmul", "inner",
+    "addbmm", "dot", "_sparse_mm", "smm", "spmm",
 }  # fmt: skip
 # Operations that only select, reorder, reshape or convert elements: dropout before one of them is
 # the same as dropout after it.

@@ -149,6 +149,7 @@ class _Judge:
 
         for node in graph.nodes:
             self._walk(node)
+        self.reads = {self._scaled(node): name for node, name in self.reads.items()}
 
         end = graph.output_node()
         self.returned = set() if BOUNDARY in end.meta else set(_in_output(end.args[0]))
@@ -211,6 +212,15 @@ class _Judge:
         if channels := channels_of(node, self.operations, self.channels):
             self.channels[node] = channels
 
+    def _scaled(self, node: fx.Node) -> fx.Node:
+        """Return the output of the embedding layer that a look-up is a part of: a subclass may multiply what it looks up by a factor."""
+        scope, later = scope_of(node), node
+        while isinstance(self.operations.modules.get(scope), nn.Embedding) and later.op != "output" and scope_of(later) == scope:
+            if any(label.module == scope for label in own_labels(later)):
+                return later
+            later = later.next
+        return node
+
     def _fill(self, node: fx.Node) -> None:
         """If the node's value is data, mark each value that the node writes into as filled with data.
 
@@ -258,7 +268,10 @@ class _Judge:
         facts: dict[str, Any] = {"module": scope_of(node), "shape": shape, "dtype": dtype, "used": node in self.used}
         if why_not:
             return Site(labels, selectable=False, why_not=why_not, **facts)
-        norm = self.operations.is_norm(node) or any(label.module is not None and NORM_CLASS.search(label.op) for label in labels)
+        named = any(label.module is not None and NORM_CLASS.search(label.op) for label in labels)
+        # a layer or a block may have such a name: Tacotron's LinearNorm, PreNorm of vit_pytorch
+        origin = self._origin(node)
+        norm = self.operations.is_norm(node) or (named and (origin not in self.products or self.operations.is_opaque(origin)))
         role = self._role(node)
         loss = node is self.loss or self.operations.is_loss(node) or (role == "output" and shape == ())
         channels = self.channels.get(node)

@@ -61,6 +61,36 @@ def test_a_part_of_what_an_operation_returns_is_hidden(way: Any, name: str, know
     assert [site.name for site in graphreg.trace(Parts(way), **example).values if site.role == "hidden"] == [name]
 
 
+class LinearNorm(nn.Module):
+    """Of Tacotron: a Linear with weights of a certain norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class PreNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x))
+
+
+class RowNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
+
+
+def test_a_layer_is_no_norm_for_its_name() -> None:
+    sites = graphreg.trace(nn.Sequential(LinearNorm(), PreNorm(), RowNorm(), nn.Linear(4, 4))).values
+    assert [site.name for site in sites if site.norm] == ["1.norm", "2.truediv"]
+
+
 class Embeds(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -41,6 +41,21 @@ class WithLengths(nn.Module):
         return self.token(ids) * 1
 
 
+class ScaledEmbedding(nn.Embedding):
+    """As in Gemma and BART."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * self.embedding_dim**0.5
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_the_noise_is_added_to_what_a_scaled_embedding_returns(front_end: Any) -> None:
+    model, ids = nn.Sequential(ScaledEmbedding(9, 16), nn.Linear(16, 9)), torch.arange(8).view(2, 4)
+    module = graphreg.regularize(model, neftune=5.0, rng=0, keep="0", example_inputs=ids, front_end=front_end)
+    noise = module(ids).values["0"] - model[0](ids)
+    assert 0 < noise.abs().max() <= 5.0 / (4 * 16) ** 0.5
+
+
 def test_before_and_after() -> None:
     module = graphreg.regularize(Tokens(), neftune=5.0, rng=0)
     assert (

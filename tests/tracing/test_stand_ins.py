@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import logging
+import math
 import operator
 import pickle
 import sys
@@ -163,6 +164,13 @@ TEXTS: dict[str, tuple[Forward, tuple[Any, ...]]] = {
 def test_what_only_a_tensor_knows_is_asserted(name: str) -> None:
     function, others = TEXTS[name]
     check(function, X, others)
+
+
+@pytest.mark.parametrize("example", [None, (X,)])
+def test_numpys_functions_of_a_size_are_followed(example: Any) -> None:
+    module = traced(made(lambda m, x: x / numpy.sqrt(x.shape[0]) + numpy.log(x.shape[-1]) * numpy.exp(-x.size(0) / 2)), example)
+    for x in (X, LONG):
+        torch.testing.assert_close(module(x), x / math.sqrt(len(x)) + math.log(x.shape[-1]) * math.exp(-len(x) / 2))
 
 
 def test_what_was_not_asked_is_not_asserted() -> None:

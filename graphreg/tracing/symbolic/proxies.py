@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +47,13 @@ def _attribute(value: Any, name: str) -> Any:
     if name in LEFT_IN_TENSORS:
         raise TypeError(reads_what_is_left(name))
     frame = _asking(sys._getframe(2))
-    require_attribute(value, name, frame)
+    try:
+        require_attribute(value, name, frame)
+    except AttributeError:
+        # ``np.sqrt(x.shape[1])`` calls a method of this name
+        if hasattr(math, name) and class_of(value) in (int, float):
+            return partial(getattr(math, name), value)
+        raise
     tracer = value.tracer
     # often None, which code tells from others by ``is``
     if name == "index" and getattr(value, "attr", "") == "device":
