@@ -418,12 +418,12 @@ TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)  # layers that return 
 
 def is_stack(m: nn.Module) -> bool:
     """Return whether the module is one of torch's stacks of transformer layers; a subclass defined elsewhere does not count."""
-    return isinstance(m, STACKS) and _is_torchs(m)
+    return isinstance(m, STACKS) and is_torchs(m)
 
 
 def is_single_operation(m: nn.Module) -> bool:
     """Return whether the export front end records the module as one operation."""
-    return is_drop_path(m) or (_is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
+    return is_drop_path(m) or (is_torchs(m) and not isinstance(m, (nn.Sequential, *STACKS)))
 
 
 def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -437,7 +437,8 @@ def gives_tuple(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(modules[str(node.target)], TUPLES)
 
 
-def _is_torchs(m: nn.Module) -> bool:
+def is_torchs(m: nn.Module) -> bool:
+    """Return whether a module is of a class of torch."""
     return type(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
 
 

@@ -15,14 +15,14 @@ from torch.fx.node import map_arg
 from graphreg.errors import TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs, modes_asked, why_not_in_eval
 from graphreg.torch_internals import pytree
-from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeCopyMode, FakeTensorMode
+from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode
 from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.global_queries import needs_gradients
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun
-from graphreg.tracing.tensors import with_attributes
+from graphreg.tracing.tensors import fake_copy, with_attributes, with_their_attributes
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -134,20 +134,12 @@ def _copy_of(model: nn.Module) -> nn.Module:
         # a value that a forward kept (``self.last = h``) has a graph of autograd, and torch copies none
         held = pytree.tree_leaves([[*vars(module).values()] for module in model.modules()])
         kept = tensor_copies(each for each in held if isinstance(each, torch.Tensor) and not each.is_leaf)
-        return _with_their_attributes(copy.deepcopy(model, dict[int, Any](kept)), model)
+        return with_their_attributes(copy.deepcopy(model, dict[int, Any](kept)), model)
     except Exception as error:  # the model holds a lock, a generator or an open file
         cure = no_values_yet(model) or " Regularize it without them, or give its class a __deepcopy__."
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs.{cure}"
         ) from error
-
-
-def _with_their_attributes(twin: nn.Module, model: nn.Module) -> nn.Module:
-    """Give the parameters and buffers of a copy the attributes that those of the model have, which ``copy.deepcopy`` leaves out."""
-    for by_name in (parameters_by_name, buffers_by_name):
-        for made, original in zip(by_name(twin).values(), by_name(model).values(), strict=False):
-            with_attributes(made, original)
-    return twin
 
 
 def _take_modes(twin: nn.Module, model: nn.Module, mode: str) -> None:
@@ -186,13 +178,8 @@ def _propagate_on_fakes(model: nn.Module, mode: str, graph: fx.Graph, values: li
     """
     try:
         fake = FakeTensorMode()
-        # No data is copied: ``deepcopy`` gets the usual tensors as fake ones, and makes fake copies of the others.
-        own = (*parameters_by_name(model).values(), *buffers_by_name(model).values())
-        usual = [each for each in own if type(each) in (nn.Parameter, torch.Tensor) and each.is_leaf and each.layout == torch.strided]
-        memo: dict[int, Any] = {id(each): fake.from_tensor(each) for each in usual}
-        with FakeCopyMode(fake):
-            twin = _with_their_attributes(copy.deepcopy(model, memo), model)
-            twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
+        twin = fake_copy(model, fake)
+        twin.__dict__.update({name: fake.from_tensor(value) for name, value in constants.items()})
         _take_modes(twin, model, mode)
         inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: with_attributes(fake.from_tensor(tensor), tensor), values)
         # a graph that asserts grad mode raises without it

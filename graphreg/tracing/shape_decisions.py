@@ -23,19 +23,20 @@ from torch.fx.node import has_side_effect, map_arg
 from graphreg.errors import GraphRegError, OtherInputs
 from graphreg.ir.containers import plain_containers
 from graphreg.ir.metadata import label_site, scope_of
+from graphreg.ir.operations import is_torchs
 from graphreg.ir.shape_guards import how_to_use_both
 from graphreg.ir.source_location import origin_now, short
 from graphreg.ir.train_eval import modes_asked
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.bytecode import Unpacked, spares_an_error
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode, has_function_table, is_shape_alone
-from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
+from graphreg.torch_internals.modules import buffers_by_name, forward_hooks, parameters_by_name
 from graphreg.torch_internals.operators import assert_async
 from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import gradients_switched, uncompiled
 from graphreg.tracing.frames import home_of, is_caught
 from graphreg.tracing.likeness import frozen, is_pure, layout_key, likeness_of_module, likeness_of_tensor
-from graphreg.tracing.tensors import with_attributes
+from graphreg.tracing.tensors import fake_copy, with_attributes
 
 UNKNOWN = object()  # stands for a value that is not known
 KINDS: dict[str, type] = {
@@ -232,6 +233,7 @@ class DecisionTracer(fx.Tracer):
         self._reshaped = False  # whether a method has changed the shape of the tensor that it was called on
         self._constants_made: Mapping[str, torch.Tensor] = {}
         self._known = dict[fx.Node, Any]()
+        self._twins: dict[str, torch.nn.Module] = {}  # copies of modules with code of the user's, on fake tensors
         self._alike: dict[Hashable, Any] = {}  # the values of nodes by ``_likeness``
         self._reads_input: dict[fx.Node, bool] = {}  # whether a value is computed from an input
         self._kinds: dict[fx.Node, type | None] = {}
@@ -555,6 +557,10 @@ class DecisionTracer(fx.Tracer):
             return self._as_fake(self.examples[str(target).lstrip("*")])
         if node.op == "call_module":
             module = self.root.get_submodule(target)
+            if not is_torchs(module) or forward_hooks(module):  # the user's code may change state of the module
+                if target not in self._twins:
+                    self._twins[target] = fake_copy(module, self._fake)
+                return self._twins[target](*args, **kwargs)
             tensors: dict[str, torch.Tensor] = {**parameters_by_name(module), **buffers_by_name(module)}
             return functional_call(module, self._as_fake(tensors), args, kwargs)
         if node.op in ("call_method", "call_function") and args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from graphreg.torch_internals.autograd import PRIVATE_ATTRIBUTES, storage_number, version_of
+from graphreg.torch_internals.fake_tensors import FakeCopyMode, FakeTensorMode
 from graphreg.torch_internals.functorch import is_wrapped
+from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.torch_modes import without_functions
 
 StorageKey = int  # identifies a storage
@@ -132,3 +135,21 @@ def require_own_parameters(module: nn.Module, path: str, own: Container[int], na
                 f"it calls {path} with other parameters than its own, as torch.func.functional_call does, and a graph would call it with "
                 "its own"
             )
+
+
+def with_their_attributes(twin: nn.Module, model: nn.Module) -> nn.Module:
+    """Give the parameters and buffers of a copy the attributes that those of the model have, which ``copy.deepcopy`` leaves out."""
+    for by_name in (parameters_by_name, buffers_by_name):
+        for made, original in zip(by_name(twin).values(), by_name(model).values(), strict=False):
+            with_attributes(made, original)
+    return twin
+
+
+def fake_copy(module: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """Return a deep copy of a module on fake tensors. No data is copied."""
+    own = (*parameters_by_name(module).values(), *buffers_by_name(module).values())
+    usual = [each for each in own if type(each) in (nn.Parameter, torch.Tensor) and each.is_leaf and each.layout == torch.strided]
+    # ``deepcopy`` gets the usual tensors as fake ones, and makes fake copies of the others
+    memo: dict[int, Any] = {id(each): fake.from_tensor(each) for each in usual}
+    with FakeCopyMode(fake):
+        return with_their_attributes(copy.deepcopy(module, memo), module)

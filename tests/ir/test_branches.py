@@ -188,8 +188,8 @@ class JoinsTuples(nn.Module):
     def forward(self, x: Tensor) -> tuple[Any, ...]:
         h = self.first(x)
         attended = self.attention(h)
-        outputs = (h + attended[0],) + attended[1:]  # noqa: RUF005  # a star would iterate over it
-        outputs = (self.b(outputs[0]) + outputs[0],) + outputs[1:]  # noqa: RUF005
+        outputs = (h + attended[0],) + attended[1:]  # a star would iterate over it
+        outputs = (self.b(outputs[0]) + outputs[0],) + outputs[1:]
         return outputs[0], outputs[1]
 
 

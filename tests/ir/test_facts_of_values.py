@@ -50,7 +50,8 @@ class Parts(nn.Module):
     (lambda h: torch.std_mean(h, 1), "std_mean:0"), (lambda h: torch.cummax(h, 1), "cummax:0"), (lambda h: h.hsplit(2), "hsplit:0"),
     (lambda h: h.frexp(), "frexp:0"), (lambda h: torch.gradient(h, dim=(1, 2)), "gradient:0"), (torch.linalg.svd, "linalg_svd:0"),
     (lambda h: h.nanmedian(-1), "nanmedian:0"), (lambda h: torch.sort(h, stable=True, dim=-1), "sort:0"),
-    (lambda h: F.adaptive_max_pool2d(h, 2), "adaptive_max_pool2d"), (lambda h: F.fractional_max_pool2d(h, 2, output_size=2), "fractional_max_pool2d"),
+    (lambda h: F.adaptive_max_pool2d(h, 2), "adaptive_max_pool2d"),
+    (lambda h: F.fractional_max_pool2d(h, 2, output_size=2), "fractional_max_pool2d"),
     (lambda h: h.max(), "max"), (lambda h: h.max(2), "max:0"), (lambda h: (h.max(2).values,), "max:0"),
     (lambda h: (torch.linalg.svd(h).S,), "linalg_svd:1"), (lambda h: (h.topk(2).values, 0), "topk:0"),
 ])  # fmt: skip

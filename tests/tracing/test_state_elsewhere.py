@@ -16,6 +16,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -575,6 +576,47 @@ def test_what_a_hook_of_a_layer_counts_is_not_frozen() -> None:
     with pytest.raises(TraceError, match=r"self\.l\.calls"):
         graphreg.trace(model)
     assert "calls" not in vars(model.l)
+
+
+class StoresActivation(Base):
+    """Its forward uses what a hook of its layer has stored."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.kept: Any = None
+        self.all: list[Any] = []
+        stored = self.stored = dict[str, Any]()
+
+        def by_closure(layer: Any, args: Any, output: Any) -> None:
+            self.kept = output
+
+        def into_dict(layer: Any, args: Any, output: Any) -> None:
+            stored["kept"] = output
+
+        ways: Any = {"method": self.keep, "partial": partial(StoresActivation.keep, self), "closure": by_closure, "dict": into_dict}
+        self.l.register_forward_hook(ways.get(way, self.append))
+
+    def keep(self, layer: Any, args: Any, output: Any) -> None:
+        self.kept = output
+
+    def append(self, layer: Any, args: Any, output: Any) -> None:
+        self.all.append(output)
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.tanh(self.l(x))
+        for each in (self.kept, self.stored.get("kept"), *self.all[-1:]):
+            h = h if each is None else h * each
+        return h
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("way", ["method", "partial", "closure", "dict", "list"])
+def test_what_a_hook_stores_is_not_frozen(way: str, before: bool) -> None:
+    model = StoresActivation(way)
+    if before:
+        model(X)
+    with pytest.raises(TraceError, match="reads what an opaque module changes"):
+        graphreg.trace(model)
 
 
 # The mode of a submodule, asked by another

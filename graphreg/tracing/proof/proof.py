@@ -402,7 +402,10 @@ class _Trial:
         sequences: list[tuple[Sequence[Arguments], Sequence[Between]]] = [
             (twice, ()), (twice, [_parameters_moved]), ((*twice, self.call), _COUNTERS),
         ]  # fmt: skip
-        for other in other_sizes(self.call):
+        # with several items more if one more takes another branch
+        for one, several in zip(other_sizes(self.call), other_sizes(self.call, 4), strict=True):
+            takes = not isinstance(self._ran(run_graph, (one,)).error, OtherInputs)
+            other = one if takes else several
             sequences += [((self.call, other), ()), ((other, self.call), ())]
         for calls, between in sequences:
             theirs, ours = self._ran(self._call_model, calls, between), self._ran(run_graph, calls, between)

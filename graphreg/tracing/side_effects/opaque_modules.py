@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from types import FunctionType
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.tracing.reads import OWN_ATTRIBUTES
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, is_foreign_class, is_installed, reachable_code
+from graphreg.tracing.side_effects.reachable_state import ReachableCode, assigned_by, is_foreign_class, is_installed, reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 from graphreg.tracing.side_effects.state_places import (
@@ -26,6 +27,7 @@ from graphreg.tracing.side_effects.state_places import (
     Container,
     Items,
     Variables,
+    content,
     is_plain,
 )
 
@@ -80,8 +82,11 @@ class OpaqueState:
         self._containers = {id(place.owner): place for place in before.places if isinstance(place, (Container, Items))}
         self._names: dict[str, None] = {}
 
-    def hide(self, modules: Iterable[nn.Module], functions: Iterable[FunctionType]) -> list[str]:
-        """Hide the state that these modules and functions change, and return the names of the hidden state."""
+    def hide(self, modules: Iterable[nn.Module], functions: Iterable[FunctionType], called: AbstractSet[int]) -> list[str]:
+        """Hide the state that these modules and functions change, and return the names of the hidden state.
+
+        ``called``: the ids of the modules that the graph calls. The hooks of others run during the trace.
+        """
         known: dict[type, ReachableCode] = {}
         for module in modules:
             # modules of one class run the same code, but for what an instance has of its own
@@ -89,9 +94,8 @@ class OpaqueState:
             if hooked or "forward" in vars(module) or type(module) not in known:
                 known[type(module)] = reachable_code([module])
             self._hide_module(module, known[type(module)])
-            # hooks that are methods change the objects of which they are methods
-            bound = (each for hook in hooked or () for each in (getattr(hook, "__self__", None), *getattr(hook, "args", ())))
-            self._hide_objects(known[type(module)], map(id, bound))
+            for hook in hooked if id(module) in called else ():
+                self._hide_of_hook(hook)
         for function in functions:
             code = reachable_code((), [function])
             self._hide_shared(code.classes, code)
@@ -123,12 +127,29 @@ class OpaqueState:
             elif name in assigned.items:
                 self._hide_items(place.content[name], place.label(name))
 
-    def _hide_objects(self, code: ReachableCode, more: Iterable[int] = ()) -> None:
-        """Hide what code may change in the objects that it reaches: attributes that it assigns, and items of containers.
+    def _hide_of_hook(self, hook: Any) -> None:
+        """Hide what a hook itself assigns in the objects that it holds: that of which it is a method, and those in its closure."""
+        function = getattr(getattr(hook, "func", hook), "__func__", getattr(hook, "func", hook))
+        if not isinstance(function, FunctionType):
+            return
+        assigned = assigned_by(function.__code__)
+        owner = getattr(getattr(hook, "func", hook), "__self__", None)
+        held = {id(each) for each in (owner, *getattr(hook, "args", ()), *map(content, function.__closure__ or ()))}
+        for place in [place for key, place in self._attributes.items() if key in held and not isinstance(place.owner, type)]:
+            names = place.content.keys() - (OWN_ATTRIBUTES if isinstance(place.owner, nn.Module) else ())
+            for name in sorted(assigned.attributes & names):
+                self._hide(place, name, place.content[name])
+            for name in sorted(assigned.items & names):
+                self._hide_items(place.content[name], place.label(name))
+        if assigned.items:
+            for found in [place for key, place in self._containers.items() if key in held]:
+                # ``stored.get("features")`` of an empty dict
+                texts = [each for each in function.__code__.co_consts if isinstance(each, str)]
+                self._hide_items(found.owner, found.name, texts if isinstance(found.owner, dict) else ())
 
-        ``more``: the ids of other objects that it reaches.
-        """
-        reached = {*map(id, code.values()), *code.functions, *more}
+    def _hide_objects(self, code: ReachableCode) -> None:
+        """Hide what code may change in the objects that it reaches: attributes that it assigns, and items of containers."""
+        reached = {*map(id, code.values()), *code.functions}
         for function in code.functions.values():
             reached.update(map(id, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
         assigned = code.assigned
@@ -170,13 +191,17 @@ class OpaqueState:
         place.set(name, _different(value))
         self._names[place.label(name)] = None
 
-    def _hide_items(self, value: Any, label: str) -> None:
-        """Replace the items of a container by values that raise when code reads them, and add one more item."""
+    def _hide_items(self, value: Any, label: str, keys: Iterable[str] = ()) -> None:
+        """Replace the items of a container by values that raise when code reads them, and add one more item.
+
+        ``keys``: those of a dict that it may get.
+        """
         place = self._containers.get(id(value))
         if place is not None:
             # one more, because the forward may ask for the length alone
             items = [StaleValue() for _ in range(len(place.content) + 1)]
-            place.fill(dict(zip([*place.content, items[-1]], items, strict=True)) if isinstance(value, dict) else items)
+            more = {**dict(zip([*place.content, items[-1]], items, strict=True)), **{key: StaleValue() for key in keys}}
+            place.fill(more if isinstance(value, dict) else items)
             self._names[label] = None
 
 

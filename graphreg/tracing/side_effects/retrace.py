@@ -166,7 +166,9 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
 
     # what is hidden is not assigned by the forward
     with assignments_noted(), model_restored(model) as before:
-        hidden, known = OpaqueState(before).hide(modules, functions), len(opaque)
+        called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        within = {id(module) for path in called for module in model.get_submodule(path).modules()}
+        hidden, known = OpaqueState(before).hide(modules, functions, within), len(opaque)
         if not hidden:
             return
         reason = ""
