@@ -333,7 +333,6 @@ VIEWS: list[tuple[str, str, Callable[[Tensor], bool], tuple[str, ...]]] = [
     ("torch.unsafe_chunk({a}, 2, -1)[1]", "unsafe_chunk", last(4), (UNKNOWN_VIEW, LIST)),
     ("torch.meshgrid({a}, {a}, indexing='ij')[0]", "meshgrid", dims(1), (UNKNOWN_VIEW, LIST)),
 ]  # fmt: skip
-PORTED = ("broadcast_tensors", "meshgrid")  # whose parts are named as such
 
 
 @statement(14)
@@ -346,8 +345,7 @@ def view(b: Builder) -> Stmt | None:
     text = text.replace("*{a_shape}", shape).replace("{a_full}", f"({shape},)")
     if LIST in kinds:
         index = int(text[-2])
-        port = (0, (str(index),), False) if base in PORTED else None
-        part = Node("getitem", out="o", reads="0", kinds=(UNKNOWN_VIEW,), port=port)
+        part = Node("getitem", out="o", reads="0", kinds=(UNKNOWN_VIEW,), port=(0, (str(index),), False))
         return b.stmt(f"{{o}} = {text}", {"a": a}, Node(base, reads="a", kinds=kinds), part)
     kinds = (*kinds, *(() if UNKNOWN_VIEW in kinds else (VIEW,)))
     if base == "einsum":
