@@ -686,3 +686,20 @@ def test_in_a_backend() -> None:
 
     x = torch.randn(3, 2)
     assert torch.equal(torch.compile(nn.Tanh(), backend=backend)(x), torch.tanh(x))
+
+
+class SwapsParameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.one, self.two = nn.Linear(4, 4), nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.one, self.two = self.two, self.one
+        return self.l(x) * self.one
+
+
+def test_parameters_that_the_forward_swaps_are_refused() -> None:
+    model = SwapsParameters()
+    with pytest.raises(TraceError, match="its forward assigns another tensor to the parameter one"):
+        graphreg.trace(model, torch.ones(2, 4), front_end="export")
+    assert model.one.sum() == 4

@@ -609,6 +609,37 @@ class StoresActivation(Base):
         return h
 
 
+class Tells(nn.Module):
+    """Opaque, because it decides something on values; it hands a tensor to the model of which it is a part."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.l, self.tell = nn.Linear(4, 4), tell
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tell(x.detach().sum())
+        return self.l(x) if x.sum() < 100 else x
+
+
+class IsTold(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.part = torch.zeros(()), Tells(self.put)
+
+    def put(self, value: Tensor) -> None:
+        self.last = value
+
+    def forward(self, x: Tensor) -> Any:
+        return self.part(x) * self.last
+
+
+def test_what_a_submodule_tells_the_model_is_not_frozen() -> None:
+    model = IsTold()
+    with pytest.raises(TraceError, match=r"reads what an opaque module changes .*self\.last"):
+        graphreg.trace(model)
+    assert model.last == 0
+
+
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("way", ["method", "partial", "closure", "dict", "list"])
 def test_what_a_hook_stores_is_not_frozen(way: str, before: bool) -> None:

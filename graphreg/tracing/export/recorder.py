@@ -193,6 +193,8 @@ class Recorder(TorchFunctionMode):
             if new := sorted(now.keys() - registered.keys()):
                 raise KeepOpaque(f"its forward registers {', '.join(new)}, which a graph cannot do")
             self.record.assigned = {name for name in now if now[name] is not registered[name]}
+            if moved := sorted(self.record.assigned & vars(self.model)["_parameters"].keys()):
+                raise KeepOpaque(f"its forward assigns another tensor to the parameter {moved[0]}, which a graph cannot do")
         except KeepOpaque as reason:
             cure = CURE if str(reason) == CHECKPOINTS else "move that step into a submodule of its own, which then becomes an opaque module"
             raise UntraceableModel(f"{reason}; {cure}") from None

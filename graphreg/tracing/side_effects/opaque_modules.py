@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from types import FunctionType
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -94,8 +95,9 @@ class OpaqueState:
             if hooked or "forward" in vars(module) or type(module) not in known:
                 known[type(module)] = reachable_code([module])
             self._hide_module(module, known[type(module)])
-            for hook in hooked if id(module) in called else ():
-                self._hide_of_hook(hook)
+            callbacks = [value for value in vars(module).values() if type(value) in (MethodType, partial)]
+            for function in (*hooked, *callbacks) if id(module) in called else ():
+                self._hide_of_callback(function)
         for function in functions:
             code = reachable_code((), [function])
             self._hide_shared(code.classes, code)
@@ -127,8 +129,8 @@ class OpaqueState:
             elif name in assigned.items:
                 self._hide_items(place.content[name], place.label(name))
 
-    def _hide_of_hook(self, hook: Any) -> None:
-        """Hide what a hook itself assigns in the objects that it holds: that of which it is a method, and those in its closure."""
+    def _hide_of_callback(self, hook: Any) -> None:
+        """Hide what a hook, or another function that a module got, assigns in what it holds: its object, its arguments, its closure."""
         function = getattr(getattr(hook, "func", hook), "__func__", getattr(hook, "func", hook))
         if not isinstance(function, FunctionType):
             return
