@@ -182,8 +182,9 @@ class _ModelWatch:
         self._names = [*_flat(self._named)]
         self._objects = [*self._objects_now()]
         self._registered = [*_flat(self._holding)]
-        self._ties = _ties(self._registered)
-        self._distinct = [i for i, first in enumerate(self._ties) if i == first and self._registered[i] is not None]
+        # with those that containers hold: ``dict(self.named_parameters())``
+        self._ties = _ties([*self._registered, *self._tensors])
+        self._distinct = [i for i, tensor in enumerate(self._registered) if self._ties[i] == i and tensor is not None]
         self._guarded = [self._registered[i] for i in self._distinct]
         self._forms = _forms(self._registered)
         self._guards: list[Callable[..., bool]] = []
@@ -222,7 +223,7 @@ class _ModelWatch:
     def _same_tensors(self, tensors: list[Any]) -> bool:
         """Whether the registered tensors are those noted, or others with the same ties and forms, which then are noted."""
         if not all(map(operator.is_, tensors, self._registered)):
-            if _ties(tensors) != self._ties or _forms(tensors) != self._forms:
+            if _ties([*tensors, *self._tensors]) != self._ties or _forms(tensors) != self._forms:
                 return False
             self._registered, self._guarded = tensors, [tensors[i] for i in self._distinct]
             return True

@@ -1143,3 +1143,22 @@ def test_a_stripped_model_runs_within_what_has_wrapped_its_forward() -> None:
     model(X)
     graphreg.verify(model, model, X)
     assert torch.equal(graphreg.strip_(model)(X), Net()(X)) and type(model) is Net
+
+
+class HoldsByName(Net):
+    """Its forward reads a weight from a dict of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name = dict(self.a.named_parameters())
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * self.by_name["weight"].sum()
+
+
+def test_a_parameter_that_a_dict_holds_and_that_is_replaced_is_noticed() -> None:
+    model = graphreg.regularize_(HoldsByName(), hidden_dropout=0.0)
+    model(X), model(X)
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    with pytest.raises(graphreg.TraceError, match="computes with a parameter that is not registered with any module"):
+        model(X)

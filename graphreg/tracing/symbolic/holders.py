@@ -103,6 +103,11 @@ class Holder(Value):
         self._change()
         super().__setitem__(key, value)
 
+    def __delitem__(self, key: Any) -> None:
+        if isinstance(key, slice):
+            raise TypeError("it deletes a slice of an argument")
+        self.pop(key)
+
     def __contains__(self, key: Any) -> bool:
         if not isinstance(known := self._known, Mapping):
             return any(item is key or bool(item == key) for item in self)
