@@ -558,9 +558,7 @@ class DecisionTracer(fx.Tracer):
         if node.op == "call_module":
             module = self.root.get_submodule(target)
             if not is_torchs(module) or forward_hooks(module):  # the user's code may change state of the module
-                if target not in self._twins:
-                    self._twins[target] = fake_copy(module, self._fake)
-                return self._twins[target](*args, **kwargs)
+                module = self._twin(target, module)
             tensors: dict[str, torch.Tensor] = {**parameters_by_name(module), **buffers_by_name(module)}
             return functional_call(module, self._as_fake(tensors), args, kwargs)
         if node.op in ("call_method", "call_function") and args:
@@ -574,6 +572,17 @@ class DecisionTracer(fx.Tracer):
         if node.op == "get_attr":
             return self._as_fake(attribute_of(self.root, target))
         return target(*args, **kwargs)
+
+    def _twin(self, path: str, module: torch.nn.Module) -> torch.nn.Module:
+        """Return a copy of a module on fake tensors; the module itself if it holds a computed value, which cannot be copied."""
+        try:
+            if path not in self._twins:
+                self._twins[path] = fake_copy(module, self._fake)
+        except (RuntimeError, TypeError) as error:
+            if "pickle" in str(error):  # a generator, from which a call would take items
+                raise
+            self._twins[path] = module
+        return self._twins[path]
 
     def _as_fake(self, value: Any) -> Any:
         """Replace the user's tensors by fake ones. An operation could write into the user's tensors, even in a fake mode."""

@@ -18,7 +18,14 @@ from torch import nn
 
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.tracing.reads import OWN_ATTRIBUTES
-from graphreg.tracing.side_effects.reachable_state import ReachableCode, assigned_by, is_foreign_class, is_installed, reachable_code
+from graphreg.tracing.side_effects.reachable_state import (
+    ReachableCode,
+    assigned_by,
+    is_foreign_class,
+    is_installed,
+    reachable_code,
+    variables_around,
+)
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
 from graphreg.tracing.side_effects.state_places import (
@@ -28,7 +35,6 @@ from graphreg.tracing.side_effects.state_places import (
     Container,
     Items,
     Variables,
-    content,
     is_plain,
 )
 
@@ -136,7 +142,7 @@ class OpaqueState:
             return
         assigned = assigned_by(function.__code__)
         owner = getattr(getattr(hook, "func", hook), "__self__", None)
-        held = {id(each) for each in (owner, *getattr(hook, "args", ()), *map(content, function.__closure__ or ()))}
+        held = {id(each) for each in (owner, *getattr(hook, "args", ()), *variables_around(function))}
         for place in [place for key, place in self._attributes.items() if key in held and not isinstance(place.owner, type)]:
             names = place.content.keys() - (OWN_ATTRIBUTES if isinstance(place.owner, nn.Module) else ())
             for name in sorted(assigned.attributes & names):

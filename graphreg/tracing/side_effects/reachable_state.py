@@ -96,12 +96,17 @@ class ReachableCode:
         for space, names in self.variables.values():
             yield from (space[name] for name in names if name in space)
         for function in self.functions.values():
-            yield from map(content, function.__closure__ or ())
+            yield from variables_around(function)
 
     @property
     def assigned(self) -> Assigned:
         """What the functions assign."""
         return functools.reduce(Assigned.__or__, (assigned_by(function.__code__) for function in self.functions.values()), Assigned())
+
+
+def variables_around(function: types.FunctionType) -> Iterator[Any]:
+    """Return the values of the variables of the functions around a function that its code uses."""
+    return map(content, function.__closure__ or ())
 
 
 def is_foreign_class(kind: type) -> bool:
