@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from graphreg.errors import TraceError, first_line
+from graphreg.errors import OtherInputs, TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs, modes_asked, why_not_in_eval
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode
@@ -195,6 +195,11 @@ def _propagate_on_copy(twin: nn.Module, graph: fx.Graph, values: list[Any]) -> N
     try:
         with uncompiled():
             _ShapeRecorder(twin, graph).on(copied_call((tuple(values), {}), {})[0])
+    except OtherInputs as error:  # asserted of the graph: a mode that the trace did not have, or what another trace found
+        raise TraceError(
+            f"{type(twin).__name__} cannot be traced symbolically: its forward decides something that its trace cannot follow, and the "
+            f"graph does not take the example_inputs. {str(error)[:1].upper()}{str(error)[1:]}"
+        ) from error
     except Exception as error:
         raise TraceError(
             f"{type(twin).__name__} cannot be traced symbolically: it runs on the example_inputs, and its trace does not "
