@@ -39,8 +39,8 @@ def _called_by_layers() -> Iterator[str]:
 
 
 _KEEP_AXES = {
-    "clone", "contiguous", "to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "roll", "flip", "narrow", "cumsum",
-    "normalize", "written", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "grid_sample", "grid_sampler",
+    "clone", "contiguous", "to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "roll", "flip", "narrow",
+    "cumsum", "normalize", "written", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "grid_sample", "grid_sampler",
     *_PARTS, *_called_by_layers(),
 }  # fmt: skip
 
