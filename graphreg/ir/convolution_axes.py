@@ -38,10 +38,10 @@ def _called_by_layers() -> Iterator[str]:
                     yield from (name, function.__name__)
 
 
+# Besides functions that torch's layers call. An operation on one value needs no entry if it keeps the sizes of the axes (``_tried``).
 _KEEP_AXES = {
-    "clone", "contiguous", "to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "roll", "flip", "narrow",
-    "cumsum", "normalize", "written", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "grid_sample", "grid_sampler",
-    *_PARTS, *_called_by_layers(),
+    "to", "cpu", "cuda", "type", "type_as", "narrow", "written", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "grid_sample",
+    "grid_sampler", *_PARTS, *_called_by_layers(),
 }  # fmt: skip
 
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "logsumexp"}  # whose third argument is keepdim
