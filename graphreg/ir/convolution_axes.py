@@ -86,7 +86,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     is_reshape = function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
     if is_reshape and shape is not None and given is not None and prod(given) == prod(shape) > 0:
         return _reshaped(before, given, shape)
-    return _tried(node, before) if len(operands) == 1 and node.op != "call_module" else None
+    return _tried(node, before, given) if len(operands) == 1 and node.op != "call_module" else None
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
@@ -130,14 +130,16 @@ def _reshaped(before: Channels, given: Sequence[int], made: Sequence[int]) -> Ch
 _SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)  # primes: no operation makes one of these from others
 
 
-def _tried(node: fx.Node, before: Channels) -> Channels | None:
+def _tried(node: fx.Node, before: Channels, given: Sequence[int] | None) -> Channels | None:
     """Return the channels of the value of an operation on one value, such as a permutation, a mean or an index.
 
-    The operation is tried on a tensor without memory, each axis of which has a size of its own.
+    The operation is tried on a tensor without memory, each axis of which has a size of its own, but for those of size 1. ``given``: the
+    shape of the value; None if it is not known.
     """
-    if before.rank > len(_SIZES):
+    if before.rank > len(_SIZES) or (given is None and "squeeze" in function_name(node).replace("unsqueeze", "")):
         return None
-    value = torch.empty(_SIZES[: before.rank], device="meta")
+    tried = [1 if given is not None and given[axis] == 1 else size for axis, size in enumerate(_SIZES[: before.rank])]
+    value = torch.empty(tried, device="meta")
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: value)
     call: Any = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
     try:
@@ -146,9 +148,9 @@ def _tried(node: fx.Node, before: Channels) -> Channels | None:
         return None
     if not isinstance(made, Tensor):
         return None
-    sizes = {_SIZES[axis] for axis in before.axes}
+    sizes = {tried[axis] for axis in before.axes} - {1}
     axes = tuple(axis for axis, size in enumerate(made.shape) if size in sizes)
-    return Channels(made.dim(), axes) if len(axes) == len(sizes) else None
+    return Channels(made.dim(), axes) if axes and len(axes) == len(before.axes) else None
 
 
 def spatial_dims(node: fx.Node, operations: Operations) -> int:

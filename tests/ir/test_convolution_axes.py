@@ -81,6 +81,7 @@ MOVED: dict[str, tuple[Way, int]] = {
     "transpose": (lambda h: h.transpose(1, 2), 1), "index": (lambda h: h[..., 0], 1), "fft": (lambda h: torch.fft.fft2(h).real, 2),
     "channels last": (channels_last, 2), "shuffled": (shuffled, 2), "maps of tokens": (lambda h: tokens(h).mT.view(h.shape), 2),
     "excitation": (lambda h: h * F.linear(h.mean((2, 3)), torch.ones(8, 8))[:, :, None, None], 2),
+    "squeeze": (lambda h: h.mean(2, keepdim=True).squeeze(2), 1), "nothing to squeeze": (lambda h: h.squeeze(), 2),
     "broadcast": (lambda h: torch.ones(3, 1, 8, 6, 6) * h, 2), "attention to places": (lambda h: h.amax(1, keepdim=True) * h, 2),
     "largest": (lambda h: h + h.max(), 2),
     "excitation alone": (lambda h: F.linear(h.mean((2, 3)), torch.ones(8, 8)).view(2, 8, 1, 1), 2),
@@ -89,6 +90,7 @@ OTHERS: dict[str, Way] = {
     "permute": lambda h: h.permute(0, 2, 3, 1), "transpose": lambda h: h.transpose(1, 3), "mean": lambda h: h.mean(1), "tokens": tokens,
     "linear": lambda h: F.linear(h, torch.ones(5, 6)), "unbind": lambda h: h.unbind(1)[0], "all in one": lambda h: h.flatten(1),
     "max": lambda h: h.max(-1)[0], "sorted": lambda h: h.flatten(1).topk(2)[0],
+    "all is squeezed": lambda h: h.mean((2, 3), keepdim=True).squeeze(), "one channel": lambda h: h[:, :1].squeeze(1),
     "groups": lambda h: h.view(2, 2, 4, 6, 6), "merged": lambda h: h.view(2, 2, 24, 6),
     "gate": lambda h: torch.ones(2, 5, 6, 6) * h.mean(1, keepdim=True),
 }  # fmt: skip
