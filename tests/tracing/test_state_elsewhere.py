@@ -633,6 +633,63 @@ class IsTold(nn.Module):
         return self.part(x) * self.last
 
 
+class Stats:
+    """A hook that is an object."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self, layer: Any, args: Any, output: Tensor) -> None:
+        self.scale = output.abs().max().item()
+
+
+class ReadsStats(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stats = Stats()
+        self.l.register_forward_hook(self.stats)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.l(x) / self.stats.scale
+
+
+class Empties(Base):
+    """As timm's FeatureHookNet with layers that the graph calls: it empties what the hook fills, and then reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: dict[str, Any] = {}
+        self.l.register_forward_hook(partial(self.collect, "l"))
+
+    def collect(self, name: str, layer: Any, args: Any, output: Any) -> None:
+        self.out[name] = output
+
+    def forward(self, x: Tensor) -> Any:
+        self.out.clear()
+        self.l(x)
+        return [x * 2, *self.out.values()]
+
+
+@pytest.mark.parametrize("kind", [ReadsStats, Empties])
+def test_nor_is_what_an_object_stores_or_what_was_emptied_before(kind: type[nn.Module]) -> None:
+    with pytest.raises(TraceError, match="reads what an opaque module changes"):
+        graphreg.trace(kind())
+
+
+def test_what_a_hook_stores_for_others_stays_as_it_was() -> None:
+    layer, seen, last = nn.Linear(4, 4), list[Tensor](), dict[str, Tensor]()
+
+    def hook(called: Any, args: Any, output: Tensor) -> None:
+        seen.append(output)
+        last["output"] = output
+
+    layer.register_forward_hook(hook)
+    module = graphreg.regularize(nn.Sequential(layer), hidden_dropout=0.0, missing="ignore")
+    assert not seen and not last
+    module(X)
+    assert len(seen) == 1 and last["output"] is seen[0]
+
+
 def test_what_a_submodule_tells_the_model_is_not_frozen() -> None:
     model = IsTold()
     with pytest.raises(TraceError, match=r"reads what an opaque module changes .*self\.last"):

@@ -7,9 +7,13 @@ it: if code reads the replacement, the trace raises or gives another graph.
 
 from __future__ import annotations
 
+import inspect
 import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -17,8 +21,10 @@ from typing import Any
 from torch import nn
 
 from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.reads import OWN_ATTRIBUTES
 from graphreg.tracing.side_effects.reachable_state import (
+    Assigned,
     ReachableCode,
     assigned_by,
     is_foreign_class,
@@ -137,12 +143,8 @@ class OpaqueState:
 
     def _hide_of_callback(self, hook: Any) -> None:
         """Hide what a hook, or another function that a module got, assigns in what it holds: its object, its arguments, its closure."""
-        function = getattr(getattr(hook, "func", hook), "__func__", getattr(hook, "func", hook))
-        if not isinstance(function, FunctionType):
-            return
-        assigned = assigned_by(function.__code__)
-        owner = getattr(getattr(hook, "func", hook), "__self__", None)
-        held = {id(each) for each in (owner, *getattr(hook, "args", ()), *variables_around(function))}
+        assigned, objects, texts = _assigned_by_hook(hook)
+        held = set(map(id, objects))
         for place in [place for key, place in self._attributes.items() if key in held and not isinstance(place.owner, type)]:
             names = place.content.keys() - (OWN_ATTRIBUTES if isinstance(place.owner, nn.Module) else ())
             for name in sorted(assigned.attributes & names):
@@ -152,7 +154,6 @@ class OpaqueState:
         if assigned.items:
             for found in [place for key, place in self._containers.items() if key in held]:
                 # ``stored.get("features")`` of an empty dict
-                texts = [each for each in function.__code__.co_consts if isinstance(each, str)]
                 self._hide_items(found.owner, found.name, texts if isinstance(found.owner, dict) else ())
 
     def _hide_objects(self, code: ReachableCode) -> None:
@@ -211,6 +212,62 @@ class OpaqueState:
             more = {**dict(zip([*place.content, items[-1]], items, strict=True)), **{key: StaleValue() for key in keys}}
             place.fill(more if isinstance(value, dict) else items)
             self._names[label] = None
+
+
+def _assigned_by_hook(hook: Any) -> tuple[Assigned, list[Any], list[str]]:
+    """Return what the code of a hook itself assigns, the objects that it holds, and the texts in its code."""
+    called = getattr(hook, "func", hook)  # of a partial
+    function = getattr(called, "__func__", called)
+    if not isinstance(function, FunctionType):  # an object that is called
+        function = inspect.getattr_static(type(called), "__call__", None)
+    if not isinstance(function, FunctionType):
+        return Assigned(), [], []
+    objects = [called, getattr(called, "__self__", None), *getattr(hook, "args", ()), *variables_around(function)]
+    return assigned_by(function.__code__), objects, [each for each in function.__code__.co_consts if isinstance(each, str)]
+
+
+class _Checking(threading.local):
+    # while a trace is checked: what puts back what ``leave_stale_values`` has changed
+    changes: Changes | None = None
+
+
+_checking = _Checking()
+
+
+@contextmanager
+def hooks_leave_stale_values() -> Iterator[None]:
+    """Within the context, ``leave_stale_values`` acts. Afterwards, what it has changed is put back."""
+    with Changes() as changes, changes:
+        _checking.changes = changes
+        try:
+            yield
+        finally:
+            _checking.changes = None
+
+
+def leave_stale_values(module: nn.Module) -> None:
+    """Put stale values where the hooks of a module that the graph calls store something: the forward may have emptied it before."""
+    changes = _checking.changes
+    for hook in forward_hooks(module) if changes is not None else ():
+        assigned, objects, texts = _assigned_by_hook(hook)
+        for each in objects:
+            content = getattr(each, "__dict__", None)
+            names = content.keys() - OWN_ATTRIBUTES if type(content) is dict else set()
+            for name in sorted(assigned.attributes & names):
+                if not (isinstance(content[name], nn.Module) or callable(content[name])):
+                    changes.put(content, name, StaleValue())
+            for value in (each, *(content[name] for name in sorted(assigned.items & names))) if assigned.items else ():
+                if type(value) is list:
+                    changes.later(partial(value.__setitem__, slice(None), list(value)))
+                    value.append(StaleValue())
+                elif type(value) in (dict, OrderedDict):
+                    changes.later(partial(_fill, value, dict(value)))
+                    value.update({key: StaleValue() for key in (*texts, StaleValue())})
+
+
+def _fill(value: dict[Any, Any], content: dict[Any, Any]) -> None:
+    value.clear()
+    value.update(content)
 
 
 def _different(value: Any) -> Any:

@@ -17,11 +17,17 @@ from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir.aliasing import Aliases
 from graphreg.ir.comparison import compared, difference
 from graphreg.ir.operations import Operations
-from graphreg.torch_internals.modules import modules_by_path
+from graphreg.torch_internals.modules import forward_hooks, modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
 from graphreg.tracing.global_queries import ModeReads
 from graphreg.tracing.side_effects.imports import follow_imports
-from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, OpaqueState, opaque_functions, untraced_modules
+from graphreg.tracing.side_effects.opaque_modules import (
+    FunctionNeeded,
+    OpaqueState,
+    hooks_leave_stale_values,
+    opaque_functions,
+    untraced_modules,
+)
 from graphreg.tracing.side_effects.reachable_state import reachable_code
 from graphreg.tracing.side_effects.snapshot import Snapshot, assignments_noted
 
@@ -169,11 +175,12 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
         called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
         within = {id(module) for path in called for module in model.get_submodule(path).modules()}
         hidden, known = OpaqueState(before).hide(modules, functions, within), len(opaque)
-        if not hidden:
+        if not hidden and not any(map(forward_hooks, modules)):
             return
         reason = ""
         try:
-            differing = difference(graph, trace())
+            with hooks_leave_stale_values():
+                differing = difference(graph, trace())
         except Exception as error:
             raise_interrupt(error)
             reason, differing = f" ({first_line(error)})", ("", "")

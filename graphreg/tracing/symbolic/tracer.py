@@ -56,7 +56,7 @@ from graphreg.tracing.frames import caught_here, discards_result
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import Namespaces, isinstance_answered, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer, no_singleton
-from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of
+from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of, leave_stale_values
 from graphreg.tracing.side_effects.reachable_state import names_in_methods
 from graphreg.tracing.symbolic.factories import settle_factories
 from graphreg.tracing.symbolic.factory_tape import Tape
@@ -472,6 +472,7 @@ class SiteTracer(DecisionTracer):
             self._add_unnamed(no_singleton, value.node, path)
         for hook in collecting_hooks(vars(m)[FORWARD_HOOKS]).values():
             hook(m, args, value)
+        leave_stale_values(m)
         return value
 
     def _record_call(self, path: str, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
