@@ -146,7 +146,9 @@ class _Walk:
                     own = self.values[key]
                     if label not in own.names and own.names:
                         own.names.append(label)
-                    own.norm |= end.kind.endswith("Norm")
+                    made_by = self.values[self._origin(own)]
+                    is_product = made_by.node is not None and made_by.node.node.is_a(PRODUCT) and made_by.data
+                    own.norm |= end.kind.endswith("Norm") and not is_product
 
     def _node(self, flat: FlatNode, nodes: list[FlatNode]) -> None:
         node, key = flat.node, flat.var.key
