@@ -210,8 +210,9 @@ class _Finder:
         return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
 
     def _is_linear(self, node: fx.Node) -> bool:
-        """Return whether an operation on one signal only multiplies it by weights or numbers, or moves elements."""
-        return node in self.products or self.operations.passes_through(node) or function_name(node) in ("mul", "div", "truediv")
+        """Return whether an operation only multiplies one signal by weights or numbers, or moves elements."""
+        is_scaled = function_name(node) in ("mul", "div", "truediv")
+        return (node in self.products or self.operations.passes_through(node) or is_scaled) and len(self._operands(node)) == 1
 
     def _since_the_sum(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes from a node of the trunk back to the residual sum that it was computed from without a product."""

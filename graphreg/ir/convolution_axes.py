@@ -123,7 +123,8 @@ def _reshaped(before: Channels, given: Sequence[int], made: Sequence[int]) -> Ch
         are_channels = {axis in before.axes for axis in range(first, i) if given[axis] != 1 or i - first == 1}
         if len(are_channels) == 2:
             return None
-        axes += range(second, j) if True in are_channels else ()
+        if True in are_channels:  # an axis of size 1 beside another one has no channels
+            axes += [axis for axis in range(second, j) if made[axis] != 1 or j - second == 1]
     return Channels(len(made), tuple(axes)) if axes else None
 
 

@@ -76,6 +76,11 @@ def projected(m: Any, x: Tensor) -> Tensor:
     return m.norm(m.c(x)) + m.b(F.relu(m.a(x)))
 
 
+def bilinear(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.c(x) + m.b(h * h)
+
+
 def positioned(m: Any, x: Tensor) -> Tensor:
     h = x + m.bias
     return m.drop(h).transpose(1, 2).transpose(1, 2) + m.a(h)
@@ -94,6 +99,7 @@ RESIDUAL: dict[Callable[..., Any], list[str]] = {
     parallel_after: ["a", "b"],
     long_skip: ["b", "add"],
     projected: ["b"],
+    bilinear: ["b"],
     positioned: ["a"],
     reshaped: ["view"],
     lambda m, x: torch.add(x, m.a(x), alpha=0.5): ["a"],

@@ -81,6 +81,7 @@ MOVED: dict[str, tuple[Way, int]] = {
     "transpose": (lambda h: h.transpose(1, 2), 1), "index": (lambda h: h[..., 0], 1), "fft": (lambda h: torch.fft.fft2(h).real, 2),
     "channels last": (channels_last, 2), "shuffled": (shuffled, 2), "maps of tokens": (lambda h: tokens(h).mT.view(h.shape), 2),
     "excitation": (lambda h: h * F.linear(h.mean((2, 3)), torch.ones(8, 8))[:, :, None, None], 2),
+    "one group": (lambda h: h.reshape(2, 1, *h.shape[1:]), 2), "one step": (lambda h: h.view(2, 1, 8, 36), 1),
     "squeeze": (lambda h: h.mean(2, keepdim=True).squeeze(2), 1), "nothing to squeeze": (lambda h: h.squeeze(), 2),
     "broadcast": (lambda h: torch.ones(3, 1, 8, 6, 6) * h, 2), "attention to places": (lambda h: h.amax(1, keepdim=True) * h, 2),
     "largest": (lambda h: h + h.max(), 2),

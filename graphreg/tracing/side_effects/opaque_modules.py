@@ -248,11 +248,14 @@ def hooks_leave_stale_values() -> Iterator[None]:
 def leave_stale_values(module: nn.Module) -> None:
     """Put stale values where the hooks of a module that the graph calls store something: the forward may have emptied it before."""
     changes = _checking.changes
-    for hook in forward_hooks(module) if changes is not None else ():
+    if changes is None:
+        return
+    for hook in forward_hooks(module):
         assigned, objects, texts = _assigned_by_hook(hook)
         for each in objects:
-            content = getattr(each, "__dict__", None)
-            names = content.keys() - OWN_ATTRIBUTES if type(content) is dict else set()
+            own: Any = getattr(each, "__dict__", None)
+            content: dict[str, Any] = own if type(own) is dict else {}
+            names = content.keys() - OWN_ATTRIBUTES
             for name in sorted(assigned.attributes & names):
                 if not (isinstance(content[name], nn.Module) or callable(content[name])):
                     changes.put(content, name, StaleValue())
