@@ -144,24 +144,20 @@ class OpaqueState:
     def _hide_of_callback(self, hook: Any) -> None:
         """Hide what a hook, or another function that a module got, assigns in what it holds: its object, its arguments, its closure."""
         assigned, objects, texts = _assigned_by_hook(hook)
-        held = set(map(id, objects))
-        for place in [place for key, place in self._attributes.items() if key in held and not isinstance(place.owner, type)]:
-            names = place.content.keys() - (OWN_ATTRIBUTES if isinstance(place.owner, nn.Module) else ())
-            for name in sorted(assigned.attributes & names):
-                self._hide(place, name, place.content[name])
-            for name in sorted(assigned.items & names):
-                self._hide_items(place.content[name], place.label(name))
-        if assigned.items:
-            for found in [place for key, place in self._containers.items() if key in held]:
-                # ``stored.get("features")`` of an empty dict
-                self._hide_items(found.owner, found.name, texts if isinstance(found.owner, dict) else ())
+        self._hide_in({id(each) for each in objects if not issubclass(type(each), type)}, assigned, texts)
 
     def _hide_objects(self, code: ReachableCode) -> None:
         """Hide what code may change in the objects that it reaches: attributes that it assigns, and items of containers."""
         reached = {*map(id, code.values()), *code.functions}
         for function in code.functions.values():
             reached.update(map(id, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
-        assigned = code.assigned
+        self._hide_in(reached, code.assigned)
+
+    def _hide_in(self, reached: AbstractSet[int], assigned: Assigned, keys: Iterable[str] = ()) -> None:
+        """Hide the attributes that code assigns in the objects with these ids, and the items of those of them that are containers.
+
+        ``keys``: those of a dict that code may get, as by ``stored.get("features")`` of an empty one.
+        """
         for place in [place for place in self._attributes.values() if id(place.owner) in reached]:
             # other classes may have attributes with the names of a module's own
             names = place.content.keys() - (OWN_ATTRIBUTES if issubclass(type(place.owner), nn.Module) else ())
@@ -171,7 +167,7 @@ class OpaqueState:
                 self._hide_items(place.content[name], place.label(name))
         if assigned.items:
             for found in [place for key, place in self._containers.items() if key in reached]:
-                self._hide_items(found.owner, found.name)
+                self._hide_items(found.owner, found.name, keys)
 
     def _variables_of(self, code: ReachableCode) -> Iterator[tuple[Attributes, str]]:
         """Yield the global and closure variables that this code can reach: the place and the name of each."""
