@@ -128,6 +128,11 @@ class _Outlining:
         for node in flat.nodes:
             if node.op == "get_attr" and not all(self._readable(node, reader) for reader in node.users):
                 self.homes[node] = ()  # the whole model reads the attribute, and passes its value to the blocks
+        # for each value that hooks get as an input of a block's call: those calls, each with the calls around it
+        self.given_to: dict[fx.Node, list[ModuleCalls]] = {}
+        for call, around in {call: home[: i + 1] for home in self.homes.values() for i, call in enumerate(home)}.items():
+            for node in self._recorded(call, "inputs"):
+                self.given_to.setdefault(node, []).append(around)
 
     def members(self) -> list[fx.Node]:
         """Return all nodes of the flat graph, except those ``get_attr`` nodes that each level with a reader makes for itself."""
@@ -293,7 +298,13 @@ class _Outlining:
         for each in dict.fromkeys(each for node in members for each in self.homes[node][len(calls) :]):
             reads |= dict.fromkeys(node for node in self._recorded(each, "inputs") if node not in within and node in self.homes)
         shown = set(self._recorded(call, "output"))
-        leaving = [node for node in members if node in shown or any(reader not in within for reader in node.users)]
+        leaving = [
+            node
+            for node in members
+            if node in shown
+            or any(reader not in within for reader in node.users)
+            or any(call not in around for around in self.given_to.get(node, ()))
+        ]
         if not leaving and call not in self.records:  # nobody reads the block's result, but its hooks get it
             leaving = [node for node in members if _is_output(node, path)][-1:]
         leaves = tuple(sorted(leaving, key=lambda node: not _is_output(node, path)))

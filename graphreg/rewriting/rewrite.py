@@ -25,6 +25,7 @@ from graphreg.ir.module_record import state_of
 from graphreg.ir.serialize import blank_like
 from graphreg.planning.kept import check_keep
 from graphreg.planning.plan import Plan, require_sites
+from graphreg.regularizer.base import Splice
 from graphreg.rewriting.first_call import prove_call
 from graphreg.rewriting.insertions import Insertion, Insertions, Position
 from graphreg.rewriting.instantiate import make_rules, runtime_module_names
@@ -97,6 +98,8 @@ def rewrite_with(traced: Traced, plan: Plan, noise: Any, penalties: Penalties, s
     if traced.whole and not isinstance(noise, Session):  # a model in place is traced once more when it changes
         sites = dict.fromkeys(edit.site for edit in plan.edits if edit.site.kind == "parameter")
         rules.regularized = tuple(tuple(label.name for label in site.labels) for site in sites)
+        spliced = (edit.site for edit in plan.edits if edit.site.kind == "parameter" and isinstance(edit.regularizer, Splice))
+        rules.replaced = frozenset(label.name for site in spliced for label in site.labels)
         unseen = UnseenChanges(module)
         rules.unseen = unseen if unseen.hooks or unseen.flags else None
         if unlike := unlike_the_model(traced.model):

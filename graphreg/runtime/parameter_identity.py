@@ -45,7 +45,7 @@ def _nothing() -> None:
 
 
 @disable()
-def require_same_parameters(module: nn.Module, rules: nn.Module) -> None:
+def require_same_parameters(module: nn.Module, rules: Any) -> None:
     """Raise GraphRegError if parameters that regularizers act on were tied, untied or removed since the module was made.
 
     A penalty would count such a parameter twice, or not at all.
@@ -60,7 +60,7 @@ def require_same_parameters(module: nn.Module, rules: nn.Module) -> None:
     owner: dict[int, str] = {}
     modules = dict(module.named_modules(remove_duplicate=False))
     for names in vars(rules)["regularized"]:
-        found = {name: _present(modules, name) for name in names}
+        found = {name: _present(modules, name, name in rules.replaced) for name in names}
         ids = {id(value) for value in found.values() if value is not None}
         if len(ids) > 1:
             raise GraphRegError(
@@ -77,8 +77,11 @@ def require_same_parameters(module: nn.Module, rules: nn.Module) -> None:
     vars(rules)[_KNOWN] = _Known(module)
 
 
-def _present(modules: dict[str, nn.Module], name: str) -> Any:
-    """Return the parameter of a name now; None if it is parametrized, or if a later pass has left out the module that had it."""
+def _present(modules: dict[str, nn.Module], name: str, is_replaced: bool) -> Any:
+    """Return the parameter of a name now; None if it is parametrized, or if a later pass has left out the module that had it.
+
+    ``is_replaced``: whether a splice replaces it when a layer is called.
+    """
     path, _, own = name.rpartition(".")
     if (inner := modules.get(path)) is None:
         return None
@@ -96,6 +99,11 @@ def _present(modules: dict[str, nn.Module], name: str) -> Any:
             raise GraphRegError(
                 f"{name} is no parameter any more: a parametrization with buffers computes it (as spectral_norm does), and would run once "
                 "more in each call for the regularizers that act on it. Parametrize first and regularize then, or regularize once more."
+            )
+        if is_replaced:
+            raise GraphRegError(
+                f"{name} is no parameter any more: a parametrization computes it, and a call of the layer cannot use another tensor in its "
+                "place. Parametrize first and regularize then, or regularize once more."
             )
     elif path and type(inner) is not nn.Module and not isinstance(getattr(inner, own, None), torch.Tensor):  # a later pass has plain ones
         raise GraphRegError(

@@ -56,6 +56,7 @@ class Rules(nn.Module):
         made_by: The mark of the torch.fx pass (``as_pass``) that rewrote the module; None if no pass did.
         regularized: The names of each parameter that a regularizer acts on; a tied parameter has several. Empty if nothing checks that
             they still are the names of one parameter each.
+        replaced: Those of these names whose parameters splices replace.
         proxed: The names of the parameters that ``prox_`` changes.
     """
 
@@ -77,7 +78,7 @@ class Rules(nn.Module):
         self.regularized: tuple[tuple[str, ...], ...] = ()
         self.proxed: tuple[str, ...] = ()
 
-    asks_autocast = False  # of modules that an earlier version pickled
+    asks_autocast, replaced = False, frozenset[str]()  # of modules that an earlier version pickled
     named_modules = follow_averages(nn.Module.named_modules, hides_buffers=True)
 
     @property

@@ -270,6 +270,7 @@ def _trace(model: nn.Module, call: Arguments | None, front_end: FrontEnd, provin
     bound = bind(model, call)
     _refuse_caches(bound)
     specialized = {name: value for name, value in _specialized(model, bound if call else None).items() if name not in inputs}
+    _require_data(model, bound, specialized)
     call = _with_defaults(model, call, specialized) if call else None
     before = {name: contents_of(value) for name, value in specialized.items() if may_change(value)}
     # the caller may change a list or an object after the trace
@@ -305,6 +306,22 @@ def refuse_arguments(model: nn.Module, call: Arguments | None) -> None:
             raise TraceError(
                 f"the call carries a {type(value).__name__} that contains itself, which a graph cannot take apart. "
                 "Pass what the forward reads of it as arguments of their own."
+            )
+
+
+def _require_data(model: nn.Module, bound: Mapping[str, Any], specialized: Mapping[str, Any]) -> None:
+    """Raise TraceError if all tensors of a call are in objects that torch's pytree does not take apart: the graph would have no inputs."""
+    if any(name not in specialized and _is_data(value) for name, value in bound.items()):
+        return
+    for name in bound.keys() & specialized.keys():
+        value = specialized[name]
+        tensors = (part for part, _, _ in parts(dict(value) if isinstance(value, Mapping) else value) if isinstance(part, torch.Tensor))
+        if not _is_data(value) and any(True for _ in tensors):
+            kind = type(value).__name__
+            raise TraceError(
+                f"{type(model).__name__} gets its tensors in {name}, an object of class {kind} that torch's pytree does not take apart, so "
+                f"the graph would have none as inputs. Register the class (a dataclass by torch.export.register_dataclass({kind})), or "
+                "pass a dict, or the tensors as arguments of their own."
             )
 
 

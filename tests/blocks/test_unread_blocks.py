@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,47 @@ def test_hooks_of_a_block_whose_result_nobody_reads_get_the_result(in_place: boo
         module.get_submodule(path).register_forward_hook(lambda block, args, output: seen.append(output))
     module(X)
     assert len(seen) == 2 and torch.equal(seen[1], model.second.layer(seen[0]).relu())
+
+
+class Parts:
+    """What a block returns, of a class that torch's pytree does not take apart."""
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+
+
+class Halving(nn.Module):
+    """A block that also writes, so that its code stays where nobody reads its results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Parts:
+        self.scale.mul_(0.5)
+        moved = y + self.scale
+        return Parts(self.norm(moved), moved)
+
+
+class Unread(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.block = nn.Linear(4, 4), Halving()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x).tanh()
+        normed, moved = self.block(h, x).parts
+        self.block(moved, normed)
+        return self.layer(h)
+
+
+def test_a_call_of_a_block_gets_what_only_another_call_has() -> None:
+    """What the second call gets, its hooks would see; its code does not read it, and the class of the first call's output hides it."""
+    model = Unread()
+    module = graphreg.regularize(copy.deepcopy(model), hidden_l2=0.0, blocks="block", rng=0)
+    assert torch.equal(module(X).output, model(X))
+    assert torch.equal(module.block.scale, torch.full((4,), 0.25))
 
 
 @pytest.fixture

@@ -656,6 +656,16 @@ def test_a_module_of_regularize_refuses_other_ties(before: Change, after: Change
         module(X)
 
 
+@pytest.mark.parametrize("key", ["drop_connect", "weight_noise"])
+def test_a_module_of_regularize_cannot_replace_a_weight_that_is_computed(key: str) -> None:
+    model = Net()
+    module: Any = graphreg.regularize(model, rng=0, **{key: 0.5})
+    nn.utils.parametrizations.weight_norm(model.a)
+    for call in (module, torch.compile(module, backend="eager")):
+        with pytest.raises(GraphRegError, match="a.weight is no parameter any more: a parametrization computes it, and a call of the layer"):
+            call(X)
+
+
 def test_new_parameters_with_the_same_ties_are_no_change() -> None:
     model = Net()
     module = graphreg.regularize(model, weight_l2=1.0)

@@ -259,3 +259,111 @@ def test_a_submodule_may_write_into_the_list_that_it_gets(how: str) -> None:
         for rows in (3, 5):
             given = [model.train(training)(torch.ones(rows, 4)) for model in (plain, ours)]
             same(given[1].output if isinstance(given[1], graphreg.Regularized) else given[1], given[0])
+
+
+def popped(m: Any, b: Any) -> Any:
+    y = b.pop("y")
+    b["z"] = m(b["x"])
+    return m(**{"x": b["z"]}) + y + sum(b.values()) + len(b)
+
+
+def updated(m: Any, b: Any) -> Any:
+    b.update(z=m(b["x"]), y=0)
+    b |= {"w": b["z"] * 2}
+    return b.setdefault("w", None) + b.setdefault("more", b["z"]) + len(b)
+
+
+def deleted(m: Any, b: Any) -> Any:
+    y = b["y"]
+    del b["y"]
+    return dict(b, out=m(b["x"]) * y)
+
+
+def missed(m: Any, b: Any) -> Any:
+    try:
+        b.pop("nothing")
+    except KeyError:
+        return m(b["x"]) if b.pop("nothing", None) is None else b["x"]
+    return b["y"]
+
+
+def within(m: Any, b: Any) -> Any:
+    b["inner"]["z"] = m(b["x"])
+    inner = b.pop("inner")
+    return inner["z"] * len(inner) + len(b)
+
+
+def emptied(m: Any, xs: Any) -> Any:
+    total = 0
+    while xs:
+        total = total + m(xs.pop())
+    return total
+
+
+def grown(m: Any, xs: Any) -> Any:
+    xs += [m(xs[0])]
+    xs.insert(0, xs.pop(1))
+    xs[1:2] = [xs[-1] * 2, xs[1]]
+    xs.reverse()
+    return sum(xs) * len(xs)
+
+
+def as_sorted(m: Any, xs: Any) -> Any:
+    xs.sort(key=lambda x: x.shape[0])
+    return m(xs[0]) * len(xs)
+
+
+class Calls(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 4), function
+
+    def forward(self, given: Any) -> Any:
+        return self.function(self.layer_of, given)
+
+    def layer_of(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("function", [popped, updated, deleted, missed, within, emptied, grown, as_sorted])
+def test_a_forward_changes_the_container_that_it_gets(function: Callable[..., Any], in_place: bool) -> None:
+    """The result and the caller's container are those of the model, at the call that is traced and at the next."""
+
+    def batch() -> Any:
+        if function in (emptied, grown, as_sorted):
+            return [torch.rand(3, 4), torch.rand(3, 4), torch.rand(3, 4)]
+        return {"x": torch.rand(3, 4), "y": torch.rand(3, 4)} | ({"inner": {"a": torch.rand(1)}} if function is within else {})
+
+    plain = Calls(function)
+    ours: Any = copy.deepcopy(plain)
+    if in_place:
+        graphreg.regularize_(ours, hidden_dropout=0.0)
+    else:
+        ours = graphreg.regularize(ours, hidden_dropout=0.0, example_inputs=(batch(),), front_end="symbolic")
+    for _ in range(2):
+        given = batch()
+        theirs = copy.deepcopy(given)
+        result = ours(given)
+        same(result if in_place else result.output, plain(theirs))
+        same(given, theirs)
+
+
+@dataclass
+class Unregistered:
+    x: Tensor
+
+
+@pytest.mark.parametrize("kind", [Unregistered, UserDict, MappingProxyType])
+def test_a_call_whose_tensors_are_all_in_an_object_that_is_not_registered_is_refused(kind: type[Any]) -> None:
+    """The graph would have no inputs: each batch would be a constant of a graph of its own."""
+    given = Unregistered(torch.ones(2, 4)) if kind is Unregistered else kind({"x": torch.ones(2, 4)})
+    model = Calls(lambda m, b: m(b.x if kind is Unregistered else b["x"]))
+    message = (
+        rf"Calls gets its tensors in given, an object of class {kind.__name__} that torch's pytree does not take apart.*"
+        rf"\(a dataclass by torch.export.register_dataclass\({kind.__name__}\)\), or pass a dict, or the tensors as arguments of their own"
+    )
+    with pytest.raises(TraceError, match=message):
+        graphreg.regularize(model, hidden_dropout=0.1, example_inputs=(given,))
+    with pytest.raises(TraceError, match=message):
+        graphreg.regularize_(model, hidden_dropout=0.1)(given)

@@ -258,18 +258,6 @@ def test_a_pattern_matches_as_the_value_would(name: str) -> None:
     check(*PATTERNS[name])
 
 
-def test_an_item_of_an_argument_is_deleted() -> None:
-    def function(m: Any, batch: Any) -> Any:
-        scale = batch["y"]
-        del batch["y"]
-        return m.layer(batch["x"]) * scale
-
-    model, batch = made(function), {"x": X, "y": X, "z": X}
-    want = model(dict(batch))
-    assert torch.equal(traced(model, ({**batch},))(given := dict(batch)), want)
-    assert given.keys() == {"x", "z"}
-
-
 @functools.singledispatch
 def dispatched(x: Any) -> Any:
     return x * 3

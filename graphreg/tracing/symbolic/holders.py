@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx
@@ -21,7 +23,7 @@ from graphreg.tracing.symbolic.proxies import AttributeProxy, Value, attributes_
 # in a node's ``meta``: the id of the example input that the node's value stands for
 LEAF = "graphreg_leaf"
 # in ``__dict__``, where no field has such a name
-_EXAMPLE, _PARENT, _CHANGED = "graphreg_example", "graphreg_parent", "graphreg_changed"
+_CONTENTS, _INNER = "graphreg_contents", "graphreg_inner"
 _PLAIN = (list, tuple, Mapping)
 _CHANGING = frozenset({
     "append", "extend", "insert", "remove", "pop", "popitem", "clear", "update", "setdefault", "sort", "reverse", "move_to_end",
@@ -33,47 +35,73 @@ def is_container(value: Any) -> bool:
     return isinstance(value, _PLAIN) or type(value) in pytree.SUPPORTED_NODES
 
 
-def stand_in(proxy: fx.Proxy, example: Any, parent: Holder | None = None) -> Any:
+def stand_in(proxy: fx.Proxy, example: Any) -> Any:
     """Return what stands for an example input in a trace, or for something in one: a proxy, or the value itself.
 
     Args:
         proxy: The proxy of the value.
         example: The value that it has in the example inputs.
-        parent: The container that contains the value.
     """
     if isinstance(example, Tensor):
         return proxy.tracer.input_leaf(proxy, example)  # type: ignore[attr-defined]
-    return Holder.around(proxy, example, parent) if is_container(example) else proxy
+    return Holder.around(proxy, example) if is_container(example) else proxy
 
 
 class Holder(Value):
-    """The proxy of a container. If the forward writes into the container, the proxy is like any other from there on."""
+    """The proxy of a container. What the forward changes in a list or dict, it changes in the proxy's contents, too."""
 
     @classmethod
-    def around(cls, proxy: fx.Proxy, example: Any, parent: Holder | None) -> Holder:
+    def around(cls, proxy: fx.Proxy, example: Any) -> Holder:
         """Return the proxy of a container that has the node of ``proxy``."""
         made = (MappingHolder if isinstance(example, Mapping) else SequenceHolder if isinstance(example, (list, tuple)) else cls)(
             proxy.node, proxy.tracer
         )
-        attributes_of(made).update({_EXAMPLE: example, _PARENT: parent, _CHANGED: False})
+        attributes_of(made).update({_CONTENTS: example, _INNER: {}})
         return made
 
     def _item(self, item: Any, make: Callable[[], Any]) -> Any:
         """Return what stands for an item. ``make``: records how the item is read, and returns its proxy."""
-        if isinstance(item, Tensor) or is_container(item) or (isinstance(item, (int, float)) and type(item) in (int, float)):
-            return stand_in(make(), item, self)
-        return item
+        if self._is_changed:
+            return item
+        if isinstance(item, Tensor) or (isinstance(item, (int, float)) and type(item) in (int, float)):
+            return stand_in(make(), item)
+        if not is_container(item):
+            return item
+        inner = attributes_of(self)[_INNER]
+        if id(item) not in inner:
+            inner[id(item)] = stand_in(make(), item)
+        return inner[id(item)]
 
     @property
     def _known(self) -> Any:
-        """The container in the example inputs; None once the forward has written into the container."""
-        return None if attributes_of(self)[_CHANGED] else attributes_of(self)[_EXAMPLE]
+        """The container in the example inputs; after a change, a copy of what it holds in the trace; None if that is not known."""
+        return attributes_of(self)[_CONTENTS]
 
-    def _change(self) -> None:
-        holder: Any = self
-        while holder is not None:
-            attributes_of(holder)[_CHANGED] = True
-            holder = attributes_of(holder)[_PARENT]
+    @property
+    def _is_changed(self) -> bool:
+        return attributes_of(self)[_INNER] is None
+
+    def _held(self) -> Any:
+        """Return what the container holds in the trace, for a change; None if that is not known."""
+        known = self._known
+        if not isinstance(known, (list, dict)):
+            attributes_of(self).update({_CONTENTS: None, _INNER: None})
+        elif not self._is_changed:
+            held = copy(known)
+            for key in range(len(known)) if isinstance(known, list) else known:
+                held[key] = self[key]
+            attributes_of(self).update({_CONTENTS: held, _INNER: None})
+        return self._known
+
+    def _change(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Change the container by one of its methods, in the graph and in the trace; return what the method returns."""
+        held = self._held()
+        result = None if held is None else getattr(held, method)(*args, **kwargs)
+        if method == "sort" and held is not None:  # by the key, a function, which a graph cannot have as an argument
+            super().__setitem__(slice(None), [*held])
+            return None
+        recorded = super().__getattr__(method)(*args, **kwargs)
+        return recorded if held is None else result
 
     def __getitem__(self, key: Any) -> Any:
         def make() -> Any:
@@ -87,8 +115,7 @@ class Holder(Value):
     def __getattr__(self, k: str) -> Any:
         known = self._known
         if k in _CHANGING and not hasattr(type(known), "_fields"):
-            self._change()
-            return super().__getattr__(k)
+            return partial(self._change, k)
         if known is None:
             return super().__getattr__(k)
         if isinstance(known, Mapping) and k in ("get", "values", "items", "copy"):
@@ -100,13 +127,14 @@ class Holder(Value):
         return AttributeProxy(self, k) if type(value) in (int, float) else self._item(value, lambda: AttributeProxy(self, k))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._change()
+        if (held := self._held()) is not None:
+            held[key] = value
         super().__setitem__(key, value)
 
     def __delitem__(self, key: Any) -> None:
         if isinstance(key, slice):
             raise TypeError("it deletes a slice of an argument")
-        self.pop(key)
+        self._change("pop", key)
 
     def __contains__(self, key: Any) -> bool:
         if not isinstance(known := self._known, Mapping):
@@ -136,19 +164,19 @@ class Holder(Value):
         return list(known) if isinstance(known, Mapping) else super().keys()
 
     def _get(self, key: Any, default: Any = None) -> Any:
-        if key not in attributes_of(self)[_EXAMPLE]:
+        if key not in self._known:
             return default
 
         def make() -> Any:
             return self.tracer.create_proxy("call_method", "get", (self, key), {})
 
-        return self._item(attributes_of(self)[_EXAMPLE][key], make)
+        return self._item(self._known[key], make)
 
     def _values(self) -> list[Any]:
-        return [self[key] for key in attributes_of(self)[_EXAMPLE]]
+        return [self[key] for key in self._known]
 
     def _items(self) -> list[tuple[Any, Any]]:
-        return [(key, self[key]) for key in attributes_of(self)[_EXAMPLE]]
+        return [(key, self[key]) for key in self._known]
 
     def _copy(self) -> dict[Any, Any]:
         return dict(self._items())
@@ -162,7 +190,19 @@ class MappingHolder(Holder):
         """Return the value of a key, or the default. Python calls this method for such a pattern."""
         return super().__getattr__("get")(key, default)
 
+    def __ior__(self, other: Any) -> Any:
+        if not isinstance(self._known, dict):
+            return NotImplemented
+        self._change("update", other)
+        return self
+
 
 @Sequence.register
 class SequenceHolder(Holder):
     """The proxy of a list or tuple. Python asks the class alone whether a pattern of a sequence (``case [a, b]:``) may match."""
+
+    def __iadd__(self, other: Any) -> Any:
+        if not isinstance(self._known, list):
+            return NotImplemented
+        self._change("extend", other)
+        return self
