@@ -298,7 +298,8 @@ class Regularizer:
         """Raise RegularizerError unless ``condition`` holds. The message has the option ``field``, its value, and ``allowed``."""
         if not condition:
             name = self.strength_option if field == "weight" else field
-            raise RegularizerError(f"{type(self).__name__}: {name}={getattr(self, field)!r} is not allowed; {name} must be {allowed}.")
+            who = f"{type(self).__name__} {self.name}" if self.name else type(self).__name__
+            raise RegularizerError(f"{who}: {name}={getattr(self, field)!r} is not allowed; {name} must be {allowed}.")
 
     def require_number(self, field: str, fits: Callable[[float], bool], allowed: str) -> None:
         """Raise RegularizerError unless the option ``field`` is a finite number for which ``fits`` returns True.
