@@ -80,7 +80,7 @@ def test_what_a_class_declares_is_documented(path: Path) -> None:
 def test_nineteen_methods_are_written() -> None:
     """Each has a class that is there and a test; the built-in ones are tested above."""
     text = (TOP / "docs" / "not_here.md").read_text()
-    section = text.partition("## What public names can express\n")[2].partition("\n## ")[0]
+    section = text.partition("## What the public API can express\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+) \| \[(\w+)\]\((\S+?)\)(.*?) \| \[its test\]\((\S+)\) \|$", section, re.MULTILINE)
     assert len(rows) == len({method for method, *_ in rows}) == 19
     for _, name, file, _, test in rows:

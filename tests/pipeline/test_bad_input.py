@@ -251,7 +251,7 @@ def test_weight(value: Any, match: str) -> None:
         lambda: regularize(model, hidden_dropout={"weight": value}),
         lambda: graphreg.build("dropout", weight=value),
     ):
-        with refused(model, RegularizerError, "BernoulliDropout: " + match):
+        with refused(model, RegularizerError, "BernoulliDropout( hidden_dropout| dropout)?: " + match):
             call()
 
 
@@ -890,7 +890,7 @@ def test_unknown_strength(name: Any) -> None:
 def test_strength_out_of_range(value: Any) -> None:
     model = net()
     module = regularize(model, hidden_dropout=0.1, rng=0)
-    with refused(model, RegularizerError, r"BernoulliDropout: weight.*(in \[0, 1\)|finite number)"):
+    with refused(model, RegularizerError, r"BernoulliDropout( hidden_dropout)?: weight.*(in \[0, 1\)|finite number)"):
         graphreg.set_strength(module, "hidden_dropout", value)
     assert graphreg.strengths(module) == {"hidden_dropout": 0.1}
 

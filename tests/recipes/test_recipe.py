@@ -534,7 +534,7 @@ def test_wrong_files(suffix: str, text: str, says: str, tmp_path: Path) -> None:
 def test_a_strength_of_nothing() -> None:
     with pytest.raises(NoMatchError, match=r"^the recipe, at strengths\.decay: no regularizer is named 'decay'\. Names: hidden_l1\."):
         graphreg.regularize(net(), recipe={"hidden_l1": 0.1, "strengths": {"decay": 0.1}})
-    with pytest.raises(RegularizerError, match=r"^the recipe, at strengths\.hidden_l1: HiddenL1: weight=-1\.0 is not allowed"):
+    with pytest.raises(RegularizerError, match=r"^the recipe, at strengths\.hidden_l1: HiddenL1 hidden_l1: weight=-1\.0 is not allowed"):
         graphreg.regularize(net(), recipe={"hidden_l1": 0.1, "strengths": {"hidden_l1": -1}})
 
 

@@ -289,7 +289,7 @@ def test_own_penalty_with_options() -> None:
     model.a.weight.data, model.a.bias.data = torch.eye(2), torch.zeros(2)
     assert regularize(model, power=0.5)(x).penalties["power"].detach().item() == 1.25  # (1 + 4) / 2 halved
     assert regularize(model, power={"weight": 0.5, "exponent": 3.0})(x).penalties["power"].detach().item() == 2.25  # (1 + 8) / 2 halved
-    with pytest.raises(RegularizerError, match=r"Power: exponent=-1\.0 is not allowed; exponent must be above 0"):
+    with pytest.raises(RegularizerError, match=r"Power power: exponent=-1\.0 is not allowed; exponent must be above 0"):
         regularize(model, power={"weight": 0.5, "exponent": -1.0})
     with pytest.raises(RegularizerError, match=r"Power has no option 'exponnt'.*Near options: exponent"):
         Power("*", 0.5, exponnt=1.0)
