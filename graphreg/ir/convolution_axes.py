@@ -78,15 +78,19 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     if found := [each for each in alike if each]:
         return max(found, key=lambda each: (each.rank, each.spatial))
     operands = list(dict.fromkeys(nodes_in((node.args, node.kwargs))))
-    if not operands or operands[0] not in known or operations.is_opaque(node) or is_port(node, operations):
+    if not any(operand in known for operand in operands) or operations.is_opaque(node):
         return None
+    if is_port(node, operations):  # the channels of a tuple are those of each of its parts
+        return known.get(operands[0])
+    if operands[0] not in known:
+        return _tried(node, operands, known)
     before, given = known[operands[0]], _shape(operands[0])
     if _is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
         return before if before.axes == (before.rank - 1,) else None
     is_reshape = function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
     if is_reshape and shape is not None and given is not None and prod(given) == prod(shape) > 0:
         return _reshaped(before, given, shape)
-    return _tried(node, before, given) if len(operands) == 1 and node.op != "call_module" else None
+    return _tried(node, operands, known)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
@@ -131,26 +135,44 @@ def _reshaped(before: Channels, given: Sequence[int], made: Sequence[int]) -> Ch
 _SIZES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)  # primes: no operation makes one of these from others
 
 
-def _tried(node: fx.Node, before: Channels, given: Sequence[int] | None) -> Channels | None:
-    """Return the channels of the value of an operation on one value, such as a permutation, a mean or an index.
+def _tried(node: fx.Node, operands: Sequence[fx.Node], known: Mapping[fx.Node, Channels]) -> Channels | None:
+    """Return the channels of the value of an operation, such as a permutation, a mean or an index; of a tuple those of all its parts.
 
-    The operation is tried on a tensor without memory, each axis of which has a size of its own, but for those of size 1. ``given``: the
-    shape of the value; None if it is not known.
+    The operation is tried on tensors without memory. In the values whose channels are known, and in others with as many axes, each axis
+    has a size of its own, but for those of size 1.
     """
-    if before.rank > len(_SIZES) or (given is None and "squeeze" in function_name(node).replace("unsqueeze", "")):
+    before = next(known[operand] for operand in operands if operand in known)
+    if node.op == "call_module" or before.rank > len(_SIZES):
         return None
-    tried = [1 if given is not None and given[axis] == 1 else size for axis, size in enumerate(_SIZES[: before.rank])]
-    value = torch.empty(tried, device="meta")
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: value)
+    values: dict[fx.Node, Tensor] = {}
+    for operand in operands:
+        shape = _shape(operand)
+        if (shape is None and operand not in known) or (operand in known and known[operand] != before):
+            return None
+        if shape is None and "squeeze" in function_name(node).replace("unsqueeze", ""):
+            return None
+        sizes = _SIZES[: before.rank] if shape is None or len(shape) == before.rank else shape
+        tried = [1 if shape is not None and shape[axis] == 1 else size for axis, size in enumerate(sizes)]
+        dtype = node_value[1] if isinstance(node_value := operand.meta.get("value"), tuple) else torch.float32
+        values[operand] = torch.empty(tried, dtype=dtype, device="meta")
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     call: Any = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
     try:
         made = call(*args, **kwargs)
     except Exception:  # whatever torch raises for sizes that the model never has
         return None
-    if not isinstance(made, Tensor):
-        return None
-    sizes = {tried[axis] for axis in before.axes} - {1}
-    axes = tuple(axis for axis, size in enumerate(made.shape) if size in sizes)
+    first = values[next(operand for operand in operands if operand in known)]
+    parts = [part for part in made if isinstance(part, Tensor)] if isinstance(made, (tuple, list)) else [made]
+    found = {_axes_in(part, before, [first.shape[axis] for axis in before.axes]) if isinstance(part, Tensor) else None for part in parts}
+    return found.pop() if len(found) == 1 else None
+
+
+def _axes_in(made: Tensor, before: Channels, channels: Sequence[int]) -> Channels | None:
+    """Return which axes of a tried operation's result have the channels. ``channels``: the sizes that these had in its argument."""
+    axes = tuple(axis for axis, size in enumerate(made.shape) if size in channels and size != 1)
+    others = [axis for axis, size in enumerate(made.shape) if size not in _SIZES and size != 1]
+    if not axes and len(before.axes) == len(others) == 1 and made.dim() == before.rank and channels[0] != 1:
+        axes = (others[0],)  # the operation took some of the channels, or joined them with others
     return Channels(made.dim(), axes) if axes and len(axes) == len(before.axes) else None
 
 

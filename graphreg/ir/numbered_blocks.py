@@ -27,12 +27,17 @@ def numbered_block(modules: Mapping[str, nn.Module], path: str) -> str | None:
 
 
 def _is_list(modules: Mapping[str, nn.Module], path: str) -> bool:
-    """Return whether a module consists of blocks: of several numbered modules of one class that have submodules, and of nothing else."""
+    """Return whether a module consists of blocks: of several numbered modules of one class that have submodules, and of nothing else.
+
+    One more module with submodules may come first, which makes the size smaller for the blocks after it.
+    """
     if path not in modules:  # None is registered there
         return False
     children = [modules[each] for each in _numbered(modules, path)]
-    alone = len(children) > 1 and len(children) == len(list(modules[path].children()))
-    return alone and len({*map(type, children)}) == 1 and all(map(_has_parts, children))
+    kinds = [*map(type, children)]
+    blocks = kinds[1:] if len(kinds) > 2 and kinds[0] is not kinds[1] else kinds
+    alone = len(blocks) > 1 and len(children) == len(list(modules[path].children()))
+    return alone and len({*blocks}) == 1 and all(map(_has_parts, children))
 
 
 def _has_parts(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from graphreg.ir.convolution_axes import Channels, channels_of
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.ir.random_ops import is_random
 from graphreg.ir.site import READS_PARAMETER, Label, Role, Site
 from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.views_and_writes import ViewsAndWrites
@@ -130,7 +131,7 @@ class _Judge:
         self.parameters = {f"{path}.{name}" if path else name for path, name, value in held if value is not None}
 
         self.sizes: set[fx.Node] = set()  # numbers, shapes, flags
-        # depends on an input through tensors, not only through sizes
+        # depends on an input through tensors, not only through sizes; or on a draw, such as the noise that a generator begins with
         self.data: set[fx.Node] = set()
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
@@ -189,9 +190,10 @@ class _Judge:
 
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
         data = [n for n in tensors if n in self.data or n in self.filled]
-        if data or (not tensors and node.op == "call_module"):
+        of_weights = any(n in self.weights for n in tensors)
+        if data or (not tensors and node.op == "call_module") or (is_random(node) and not of_weights):
             self.data.add(node)
-        elif any(n in self.weights for n in tensors):
+        elif of_weights:
             self.weights.add(node)
 
         is_product = bool(data) and (self.operations.is_product(node) or acts_as_opaque(node))

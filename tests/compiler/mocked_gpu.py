@@ -82,6 +82,8 @@ def mock() -> None:
     interfaces.get_interface_for_device("cuda")  # fills the table
     interfaces.device_interfaces.update({"cuda": Interface, "cuda:0": Interface})
     torch.cuda.current_device = lambda: 0
+    torch.cuda._exchange_device = lambda device: 0  # torch 2.15 enters the device while it compiles
+    torch.cuda._maybe_exchange_device = lambda device: 0
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_properties = lambda device=None: PROPERTIES  # type: ignore[assignment,misc]
     torch.cuda.get_device_capability = lambda device=None: (8, 0)

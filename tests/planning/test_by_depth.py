@@ -48,6 +48,14 @@ def weights(plan: graphreg.Plan) -> dict[str, float]:
     return {edit.site.name: edit.weight for edit in plan.edits}
 
 
+def test_a_stage_that_begins_with_a_smaller_size_is_no_block() -> None:
+    """timm's StarNet has such stages; its own rates count the blocks alone."""
+    stages = [nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), Block(), Block()) for _ in range(2)]
+    plan = graphreg.plan(graphreg.trace(nn.Sequential(nn.Sequential(*stages), nn.Linear(4, 2))), DropPath("*", graphreg.by_depth(0, 0.3)))
+    rates = {path: weight for path, weight in weights(plan).items() if path.endswith("again")}
+    assert rates == pytest.approx({"0.0.1.again": 0.0, "0.0.2.again": 0.1, "0.1.1.again": 0.2, "0.1.2.again": 0.3})
+
+
 def test_each_block_has_its_strength_in_the_order_in_which_it_runs() -> None:
     plan = graphreg.plan(graphreg.trace(Blocks()), DropPath("*", graphreg.by_depth(0, 0.2)))
     expected = {f"{path}.{name}": rate for path, rate in zip(PATHS, RATES, strict=True) for name in ("mlp.2", "again")}

@@ -470,7 +470,7 @@ def test_set_strength_replaces_a_schedule() -> None:
         assert graphreg.strengths(module) == {"hidden_dropout": 0.3, "weight_l2": call / 4, "weight_l1": 0.5} and clock(module) == call
         module(X)
     for name, value, says in (
-        ("hidden_dropout", schedules.linear(0, 1, 4), r"BernoulliDropout: weight=1\.0 is not allowed; .* The schedule linear\(0, 1, 4\)"),
+        ("hidden_dropout", schedules.linear(0, 1, 4), r"hidden_dropout: weight=1\.0 is not allowed; .* The schedule linear\(0, 1, 4\)"),
         (
             "weight_l1", RATES,
             r"weight_l1: linear\(0, 0\.5, 4\) is not allowed, because weight_l1 was given a number and has no clock\. Give the",

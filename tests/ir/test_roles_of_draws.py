@@ -1,0 +1,53 @@
+"""What is computed from random numbers that the forward draws is computed from data: noise of a generator, steps of a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphreg
+
+Start = Callable[[Any, Tensor], Tensor]
+STARTS: dict[str, Start] = {
+    "randn": lambda model, x: torch.randn(x.shape[0], 4),
+    "randint": lambda model, x: torch.randint(0, 10, (x.shape[0],), device=x.device)[:, None].float().expand(-1, 4),
+    "like": lambda model, x: torch.rand_like(x),
+    "in place": lambda model, x: torch.empty(x.shape[0], 4).normal_(),
+    "permutation": lambda model, x: torch.randperm(x.shape[1])[None].float(),
+}
+CONSTANTS: dict[str, Start] = {
+    "ones": lambda model, x: torch.ones(len(x), 4),
+    "a parameter": lambda model, x: model.start,
+    "dropout of a parameter": lambda model, x: nn.functional.dropout(model.start),
+}
+
+
+class Generator(nn.Module):
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+        self.start, self.begin = nn.Parameter(torch.ones(1, 4)), start
+        self.up, self.down, self.judge = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.down(self.up(self.begin(self, x)).relu())
+        return self.judge(x * 0 + made)
+
+
+def hidden(start: Start, inputs: Any) -> list[str]:
+    traced = graphreg.trace(Generator(start), example_inputs=inputs)
+    return [site.name for site in traced.values if site.role == "hidden"]
+
+
+@pytest.mark.parametrize("inputs", [None, torch.ones(3, 4)], ids=["bare", "inputs"])
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_a_draw_is_data(start: Start, inputs: Any) -> None:
+    assert "relu" in hidden(start, inputs)
+
+
+@pytest.mark.parametrize("start", CONSTANTS.values(), ids=CONSTANTS)
+def test_a_constant_is_none(start: Start) -> None:
+    assert "relu" not in hidden(start, torch.ones(3, 4))
