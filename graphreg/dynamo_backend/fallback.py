@@ -79,7 +79,7 @@ def _compiling(_: Any) -> None:
         return
     if running is not None and is_new:
         _before[running.record] = Counter(left_to_eager())
-        running.at_each_call(_watched(root_of(running), running.record, inner))
+        running.at_each_call(_watched(root_of(running), running.record, inner), is_check=True)
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:

@@ -132,14 +132,15 @@ class CompiledCall:
     cleanups: list[Callable[[], Any]]
     result: Any = None
 
-    def at_each_call(self, begin: Callable[[], Callable[[], None]]) -> None:
+    def at_each_call(self, begin: Callable[[], Callable[[], None]], is_check: bool = False) -> None:
         """Call ``begin`` now and at the beginning of each later call. At the end of each call, call the function that ``begin`` returned.
 
         graphreg's backend must know when a call of the model begins and ends, because penalties and noise streams belong to a whole call.
-        torch passes a backend only the graphs.
+        torch passes a backend only the graphs. If one of these functions raises, torch does not call those after it: so a check, which
+        ends nothing, comes last (``is_check``).
         """
-        self.cleanups.append(begin())
-        self.record.enter_exit_hooks.append(begin)
+        self.cleanups.insert(len(self.cleanups) if is_check else 0, begin())
+        self.record.enter_exit_hooks.insert(len(self.record.enter_exit_hooks) if is_check else 0, begin)
 
 
 def compiled_call() -> CompiledCall | None:
