@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from graphreg.ir.operations import Operations, function_name, is_in_place
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # They put values side by side; a batch norm takes each channel by itself.
 _JOINS = {"cat", "concat", "concatenate", "stack"}
 
@@ -70,7 +70,7 @@ def batch_norms_fed(
 def _keeps_variance(node: fx.Node, operations: Operations) -> bool:
     """Return whether a node is a batch norm that keeps a running variance for eval mode."""
     if (module := operations.module(node)) is not None:
-        return isinstance(module, _BATCH_NORMS) and module.running_var is not None
+        return isinstance(module, BATCH_NORMS) and module.running_var is not None
     # F.batch_norm(input, running_mean, running_var, ...)
     given = node.args[2] if len(node.args) > 2 else node.kwargs.get("running_var")
     return function_name(node) == "batch_norm" and given is not None

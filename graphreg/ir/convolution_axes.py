@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import activation, dropout, padding, pooling, upsampling
 
+from graphreg.ir.batch_norms import BATCH_NORMS
 from graphreg.ir.operations import Operations, function_name, is_port, nodes_in
 from graphreg.torch_internals.modules import ConvolutionBase
 from graphreg.torch_internals.operators import OpOverloadPacket
@@ -77,6 +78,8 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     alike = [_broadcast(node, operand, known[operand]) for operand in operands_with_its_axes(node, operations) if operand in known]
     if found := [each for each in alike if each]:
         return max(found, key=lambda each: (each.rank, each.spatial))
+    if shape is not None and len(shape) > 2 and _is_channel_norm(node, operations):
+        return Channels(len(shape), (1,))  # behind attention that is written out, for example
     operands = list(dict.fromkeys(nodes_in((node.args, node.kwargs))))
     if not any(operand in known for operand in operands) or operations.is_opaque(node):
         return None
@@ -106,6 +109,12 @@ def _broadcast(node: fx.Node, operand: fx.Node, before: Channels) -> Channels | 
     more = len(made) - len(given)
     axes = tuple(axis + more for axis in before.axes)
     return Channels(len(made), axes) if all(given[axis - more] == made[axis] for axis in axes) else None
+
+
+def _is_channel_norm(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node is a norm that takes axis 1 for the channels, whatever computed its input."""
+    is_function = operations.module(node) is None and function_name(node) in ("batch_norm", "group_norm")
+    return is_function or isinstance(operations.module(node), (*BATCH_NORMS, nn.GroupNorm))
 
 
 def _is_linear(node: fx.Node, operations: Operations) -> bool:
@@ -173,7 +182,7 @@ def _axes_in(made: Tensor, before: Channels, channels: Sequence[int]) -> Channel
     others = [axis for axis, size in enumerate(made.shape) if size not in _SIZES and size != 1]
     if not axes and len(before.axes) == len(others) == 1 and made.dim() == before.rank and channels[0] != 1:
         axes = (others[0],)  # the operation took some of the channels, or joined them with others
-    return Channels(made.dim(), axes) if axes and len(axes) == len(before.axes) else None
+    return Channels(made.dim(), axes) if axes else None
 
 
 def spatial_dims(node: fx.Node, operations: Operations) -> int:

@@ -92,7 +92,10 @@ MOVED: dict[str, tuple[Way, int]] = {
     "stacked": (lambda h: torch.hstack([h, h]), 2), "repeated": (lambda h: h.repeat_interleave(2, 1), 2),
     "scatter": (lambda h: h.scatter(1, torch.zeros(2, 1, 6, 6, dtype=torch.long), 0.0), 2),
     "filled": (lambda h: h.index_fill(1, torch.tensor([0]), 0.0), 2), "unbound": (lambda h: h.unbind(2)[0], 1),
-    "largest channels": (lambda h: h.topk(2, 1).values, 2),
+    "largest channels": (lambda h: h.topk(2, 1).values, 2), "maxout": (lambda h: h.view(2, 4, 2, 6, 6).amax(2), 2),
+    "radix": (lambda h: h.view(2, 2, 4, 6, 6).sum(1).mean((2, 3), keepdim=True), 2),
+    "normed after attention": (lambda h: F.batch_norm(h.mT @ h, torch.zeros(8), torch.ones(8)), 2),
+    "normed by a function": (lambda h: F.group_norm((h.flatten(2).mT @ h.flatten(2)), 2), 1),
     "excitation alone": (lambda h: F.linear(h.mean((2, 3)), torch.ones(8, 8)).view(2, 8, 1, 1), 2),
 }  # fmt: skip
 OTHERS: dict[str, Way] = {
