@@ -191,7 +191,8 @@ class _Judge:
         tensors = [n for n in node.all_input_nodes if n not in self.sizes]
         data = [n for n in tensors if n in self.data or n in self.filled]
         of_weights = any(n in self.weights for n in tensors)
-        if data or (not tensors and node.op == "call_module") or (is_random(node) and not of_weights):
+        is_drawn = is_random(node) and not of_weights and not self.operations.is_dropout(node)
+        if data or is_drawn or (not tensors and node.op == "call_module"):
             self.data.add(node)
         elif of_weights:
             self.weights.add(node)

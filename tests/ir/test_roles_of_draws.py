@@ -23,6 +23,7 @@ CONSTANTS: dict[str, Start] = {
     "ones": lambda model, x: torch.ones(len(x), 4),
     "a parameter": lambda model, x: model.start,
     "dropout of a parameter": lambda model, x: nn.functional.dropout(model.start),
+    "dropout of a constant": lambda model, x: nn.functional.dropout(torch.ones(len(x), 4)),
 }
 
 
