@@ -414,11 +414,12 @@ class ListedParameter(Base):
 REFUSED = [WritesGlobal, WritesGlobalTraced, WritesDefault, WritesListed, WritesNumpys, ShownToNumpy, Decides, ListedParameter]
 
 
-def assert_written_as_by_the_model(example: Tensor | None) -> None:
+def assert_written_as_by_the_model(front_end: str | None) -> None:
     """The default is the same tensor at each call, of the model and of the graph, and tracing leaves it alone."""
     (default,) = WritesDefault.forward.__defaults__ or ()
     model, x, was = WritesDefault(), torch.randn(4, 4), default.clone()
-    module = graphreg.strip(graphreg.regularize(model, weight_l2=0.1, example_inputs=example))
+    given: Any = {} if front_end is None else {"example_inputs": torch.randn(4, 4), "front_end": front_end}
+    module = graphreg.strip(graphreg.regularize(model, weight_l2=0.1, **given))
     assert torch.equal(default, was)
     for call in (1, 2):
         assert torch.equal(module(x), model.l(x) * (was + call)) and torch.equal(default, was + call)
@@ -428,8 +429,8 @@ def assert_written_as_by_the_model(example: Tensor | None) -> None:
 @pytest.mark.parametrize("given", [None, "symbolic", "export"])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_the_graphs_to_make_is_refused_and_left_alone(kind: type[nn.Module], given: str | None) -> None:
-    if kind is WritesDefault and given != "export":  # it is an input then: the caller's to be written into
-        assert_written_as_by_the_model(None if given is None else torch.randn(4, 4))
+    if kind is WritesDefault:  # it is an input: the caller's to be written into
+        assert_written_as_by_the_model(given)
         return
     model, x = kind(), None if given is None else torch.randn(4, 4)
     held = [t.clone() for t in (TABLE, *(kind.forward.__defaults__ or ()), *getattr(model, "ts", ()), getattr(model, "plain", TABLE))]
