@@ -113,6 +113,38 @@ def test_the_example_gives_the_type_of_what_an_opaque_module_returns(kinds: type
     assert torch.equal(module(x)[0], model(x))
 
 
+class Result:
+    def __init__(self, last: Tensor) -> None:
+        self.last = last
+
+
+class Skips(nn.Module):
+    """Skips its layer at random, as encoders of transformers do with a ``layerdrop``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Result:
+        return Result(x if torch.rand([]) < 0.5 else self.layer(x))
+
+
+class AsksSkips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.last = Skips(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.part(x)
+        return self.last(y.last if hasattr(y, "last") else y)
+
+
+def test_the_refusal_says_why_nothing_is_known_of_what_an_opaque_module_returns() -> None:
+    message = "has the attribute 'last', and the trace cannot tell: part is an opaque module .*its forward draws random numbers"
+    with pytest.raises(graphreg.TraceError, match=message):
+        graphreg.trace(AsksSkips(), torch.ones(2, 4))
+
+
 class Features(nn.Module):
     """Returns a dict, as a frozen backbone does."""
 

@@ -93,7 +93,8 @@ def require_attribute(value: Any, name: str, frame: types.FrameType) -> None:
             return  # what the value is shows at the calls
         if value.node.op != "placeholder" or value.tracer.examples:
             why = f"the forward asks whether {value.node.name!r} has the attribute {name!r}, and the trace cannot tell"
-            value.tracer.refuse(TypeError(why))
+            opaque = value.tracer.opaque.get(str(value.node.target)) if value.node.op == "call_module" else None
+            value.tracer.refuse(TypeError(f"{why}: {value.node.target} is an opaque module ({opaque})" if opaque else why))
         there = name in _OF_TENSORS
 
     if asked:
