@@ -26,7 +26,7 @@ from graphreg.planning.keywords import from_keywords, from_kwargs, instances
 from graphreg.planning.native_dropout import OwnDropout, log_unmovable, read_option
 from graphreg.planning.plan import Plan, check_missing
 from graphreg.planning.plan import plan as planned
-from graphreg.recipes.arguments import RecipeLike, by_recipe, opened
+from graphreg.recipes.arguments import RecipeLike, by_recipe, read_recipe
 from graphreg.regularizer.base import Regularizer
 from graphreg.rewriting.instantiate import check_rng
 from graphreg.rewriting.rewrite import rewrite
@@ -37,8 +37,8 @@ from graphreg.session.hosts import backend_host, graphs_of, record_of, rules_of
 from graphreg.torch_internals.interpreter import at_rest
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.dynamo_graphs import CapturedGraphs
-from graphreg.tracing.trace import NOT_ASSIGNED, FrontEnd, Traced, check_model, trace
-from graphreg.verification.copies import copied
+from graphreg.tracing.trace import NOT_ASSIGNED, FrontEnd, Traced, check_traceable, trace
+from graphreg.verification.copies import copied_model
 from graphreg.verification.verify import validate
 
 log = logging.getLogger("graphreg")
@@ -168,7 +168,7 @@ def plan(
     given: dict[str, Any] = {"missing": missing, "own_dropout": own_dropout, "blocks": blocks, "keep": keep}
     every: Regularizer | Iterable[Regularizer] = regularizers
     if recipe is not None:
-        asked = opened(recipe)
+        asked = read_recipe(recipe)
         # Of the recipe's options, those count that the call has left at their defaults.
         given = asked.options_for(plan, given)
         every = [*asked.regularizers, *instances(regularizers), *from_kwargs(sites, **asked.keywords)]
@@ -207,8 +207,8 @@ def model_before(model: nn.Module, example_inputs: Any, verify: bool) -> nn.Modu
         return None
     if example_inputs is None:
         raise RegularizerError("verify=True runs the model, so it needs example_inputs: a tensor, a tuple or a dict.")
-    check_model(model)
-    return copied(model)
+    check_traceable(model)
+    return copied_model(model)
 
 
 def check_options(rng: Any, missing: Missing, penalties: Penalties, scale: Scale | None, blocks: Selector | None = None) -> None:
@@ -227,11 +227,16 @@ def _check_scaled(penalties: Penalties, scale: Scale | None) -> None:
         raise RegularizerError("scale= is for penalties='attach'; returned penalties are scaled with the loss they are added to.")
 
 
-def log_plan(decided: Plan, notes: Iterable[str]) -> None:
-    """Log what a plan does. ``notes``: those on the trace."""
+def log_notes(notes: Iterable[str]) -> None:
+    """Log those notes on a trace that say what the graph leaves out."""
     for note in notes:
         if note.startswith((NOT_ASSIGNED, OTHER_METHODS)):
             log.info(note)
+
+
+def log_plan(decided: Plan, notes: Iterable[str]) -> None:
+    """Log what a plan does. ``notes``: those on the trace."""
+    log_notes(notes)
     for name, regularizer in decided.regularizers.items():
         count = len(decided.of(name))
         what = "site" if count == 1 else "sites"

@@ -34,6 +34,15 @@ class ChannelDropout(Splice, keys=("channel_dropout",)):
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         return [site for site in super().defaults(sites) if site.is_map]
 
+    def why_not(self, site: Site) -> str:
+        if site.channels in (None, 1) or site.shape is None:
+            return ""
+        others = tuple(axis for axis in range(1, len(site.shape)) if axis != site.channels)
+        return (
+            f"the splice takes axis 1 for the channels, and the channels of the convolution are axis {site.channels} here. "
+            f"Use BernoulliDropout with share_axes={others}, which drops whole channels of this value."
+        )
+
     def unfit(self, shape: Sequence[int]) -> str:
         advice = "the splice takes [batch, channels, ...], 3 dims or more. For a value of 2 dims or fewer, use BernoulliDropout."
         return advice if len(shape) < 3 else ""

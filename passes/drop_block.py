@@ -39,6 +39,14 @@ class DropBlock(Splice, keys=("drop_block",)):
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         return [site for site in super().defaults(sites) if site.is_map and site.spatial == 2 and "adaptive" not in site.op.lower()]
 
+    def why_not(self, site: Site) -> str:
+        if site.channels in (None, 1):
+            return ""
+        return (
+            f"the splice takes [batch, channels, height, width], and the channels of the convolution are axis {site.channels} here. "
+            "Select a value where they are axis 1, or use BernoulliDropout."
+        )
+
     def unfit(self, shape: Sequence[int]) -> str:
         if len(shape) != 4:
             return "the splice takes maps, [batch, channels, height, width]. Leave the site out, or use BernoulliDropout there."

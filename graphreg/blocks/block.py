@@ -99,7 +99,8 @@ class Block(nn.Module):
             GraphRegError: The call does not come from the rewritten module.
         """
         if graphreg_variant is None:
-            raise GraphRegError(refusal(self.graphreg_kind.__name__, self.__dict__[BLOCK].path if BLOCK in self.__dict__ else ""))
+            path = self.__dict__[BLOCK].path if BLOCK in self.__dict__ else ""
+            raise GraphRegError(stray_call_refusal(self.graphreg_kind.__name__, path))
         record = self.__dict__[BLOCK]
         if not record.eager:  # a copy of the block alone
             raise GraphRegError(REPLACED.format(f"the block {record.path!r}"))
@@ -124,7 +125,7 @@ class Block(nn.Module):
         return twin
 
 
-def refusal(kind: str, path: str) -> str:
+def stray_call_refusal(kind: str, path: str) -> str:
     """Return the error message for a call that does not come from the rewritten module."""
     return (
         f"{f'{path!r} ({kind})' if path else kind} is a part of a rewritten module, and only that module can call this part, because "

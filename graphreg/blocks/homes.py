@@ -14,15 +14,15 @@ from graphreg.ir.operations import nodes_in
 OUTSIDE_BLOCKS = (Kind.KEY, Kind.CLOCK, Kind.TOTAL, Kind.READ, Kind.ATTACH, Kind.ATTACHED, Kind.KEEP)
 
 
-def opened(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
+def opened_paths(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
     """Return those of ``paths`` whose modules the graphs inline. The graphs call the other modules as a whole, or not at all."""
     return frozenset(path for graph in graphs for node in graph.nodes for path, _ in surrounding_calls(node) or () if path in paths)
 
 
 def inlined(graphs: Iterable[fx.Graph], paths: Collection[str]) -> frozenset[str]:
-    """Return the same as ``opened``, and those of ``paths`` whose modules compute nothing, so that no node is theirs."""
+    """Return the same as ``opened_paths``, and those of ``paths`` whose modules compute nothing, so that no node is theirs."""
     graphs = tuple(graphs)
-    return opened(graphs, paths) | {path for graph in graphs for path, _ in recorded_calls(graph) if path in paths}
+    return opened_paths(graphs, paths) | {path for graph in graphs for path, _ in recorded_calls(graph) if path in paths}
 
 
 def homes(graph: fx.Graph, blocks: Collection[str]) -> dict[fx.Node, ModuleCalls]:

@@ -16,20 +16,20 @@ from torch import nn
 
 import graphreg
 from graphreg.cli.errors import UsageError, raised
-from graphreg.cli.keywords import check_options, keyword_of, own_dropout, regularizers
+from graphreg.cli.keywords import check_option_texts, keyword_of, own_dropout, regularizers
 from graphreg.cli.load import example_inputs, json_object, load
 from graphreg.diagnosis.front_ends import try_front_ends
 from graphreg.errors import GraphRegError
 from graphreg.ir.site import Names
 from graphreg.optimizers.param_groups import ParamGroups
 from graphreg.planning.native_dropout import OwnDropout
-from graphreg.recipes.arguments import opened
+from graphreg.recipes.arguments import read_recipe
 from graphreg.recipes.asked_groups import FROZEN, AskedGroups
 from graphreg.recipes.files import write
 from graphreg.recipes.recipe import Recipe
 from graphreg.tracing.listing import names, trace_to_show
 from graphreg.tracing.trace import Traced
-from graphreg.verification.copies import copied
+from graphreg.verification.copies import copied_model
 from graphreg.verification.verify import validate
 
 
@@ -121,9 +121,9 @@ class Given:
     @classmethod
     def of(cls, args: Namespace) -> Given:
         """Read the options, and check them before the model is loaded."""
-        check_options(args.keywords, args.known, args.command)
+        check_option_texts(args.keywords, args.known, args.command)
         native_dropout = own_dropout(args.own_dropout)
-        recipe = opened(args.recipe).without([keyword_of(option) for option, _ in args.keywords]) if args.recipe else None
+        recipe = read_recipe(args.recipe).without([keyword_of(option) for option, _ in args.keywords]) if args.recipe else None
         return cls(native_dropout, recipe, recipe is None and not args.keywords and not args.keep and native_dropout == "keep")
 
     def option(self, name: str, given: Any, default: Any) -> Any:
@@ -148,14 +148,14 @@ def _regularized(args: Namespace) -> Any:
         plan = _planned(args, given, model, inputs)[1]
         if args.save is not None:
             # Without --recipe, an empty recipe: the file then says what the plan has.
-            asked = given.recipe or opened({})
+            asked = given.recipe or read_recipe({})
             write(args.save, asked.of_plan(plan, rng=args.rng, front_end=args.front_end))
         return plan
     if args.verify and inputs is None:
         raise UsageError("--verify runs the model, so it needs --input or --inputs.")
 
     # Copied before the trace, so that ``validate`` also sees what the trace has changed.
-    before = copied(model) if args.verify else None
+    before = copied_model(model) if args.verify else None
     traced, plan = _planned(args, given, model, inputs)
     module = graphreg.rewrite(traced, plan, given.option("rng", args.rng, None))
     if given.recipe is not None:
@@ -169,6 +169,6 @@ def _drawn(args: Namespace) -> Drawn:
     given = Given.of(args)
     traced, plan = _planned(args, given, *_model_and_inputs(args))
     applied = None if given.nothing else plan
-    other = None if args.against is None else graphreg.plan(traced, (), args.missing, recipe=opened(args.against))
+    other = None if args.against is None else graphreg.plan(traced, (), args.missing, recipe=read_recipe(args.against))
     path = graphreg.draw(traced, args.path, plan=applied, level=args.level, mode=args.mode, against=other, values=args.values)
     return Drawn(plan.title, path)

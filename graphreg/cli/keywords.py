@@ -38,7 +38,7 @@ def keyword_of(option: str) -> str:
     return option.removeprefix("--").replace("-", "_").lower()
 
 
-def check_options(keywords: KeywordTexts, known: Iterable[str], command: str) -> None:
+def check_option_texts(keywords: KeywordTexts, known: Iterable[str], command: str) -> None:
     """Check the options that may name regularizers. This happens before the model is loaded, because loading may take long.
 
     Raises:

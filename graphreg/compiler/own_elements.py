@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphreg.torch_internals.inductor import lower, pointwise
+from graphreg.torch_internals.inductor import pointwise, register_lowerings
 
 # elements of the tensor that is read; for more, one loop that writes them all would take long to
 # compile
@@ -44,7 +44,7 @@ def give_buffers(graph: fx.Graph) -> int:
         if _is_small(node.args[0], FEW) and _is_small(node, KEY):
             by_tensor[node.args[0]].append(node)
     shared = {tensor: nodes for tensor, nodes in by_tensor.items() if len({node.args[1:] for node in nodes}) > 1}
-    if not shared or not lower({torch.ops.graphreg.element.default: _lowered}):
+    if not shared or not register_lowerings({torch.ops.graphreg.element.default: _lowered}):
         return 0
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for tensor, nodes in shared.items():

@@ -46,7 +46,7 @@ def why_not(kind: type, attributes: Mapping[str, Any]) -> str:
     return ""
 
 
-def refusal(path: str, kind: type, why: str) -> str:
+def not_lowered_message(path: str, kind: type, why: str) -> str:
     """Return the message that says that the layer at ``path`` is not lowered, and why."""
     # The quotes are written out: Dynamo of torch 2.10 on Python 3.13 formats ``{path!r}`` without
     # them.
@@ -68,7 +68,7 @@ class Layer:
         if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
             why = why or "its input is a PackedSequence; give it the padded tensor"
         if why:
-            graph_break(msg=refusal(self.path, self.kind, why))
+            graph_break(msg=not_lowered_message(self.path, self.kind, why))
             # without fullgraph, the call continues here in eager
             return call_with(*args, graphreg_layer=self.layer, graphreg_parameters=replaced, **kwargs)
         return _call_operator(self.attributes, replaced, *args, **kwargs)
@@ -142,7 +142,7 @@ class LayerLowering:
     def refused(self) -> str:
         """Return the message for the first packing function or called layer that is not lowered; ``""`` if all are lowered."""
         layers = ((path, self.layers[path]) for path in self.layers if path in self.called)
-        refusals = (refusal(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
+        refusals = (not_lowered_message(path, type(layer), why) for path, layer in layers if (why := self._why(path, layer)))
         return next(map(packing_refusal, self.packs), "") or next(refusals, "")
 
     def _why(self, path: str, layer: nn.Module) -> str:

@@ -54,7 +54,7 @@ def setting(place: str, name: str) -> Setting | None:
     return Setting(place, name, *values) if values is not None else None
 
 
-def changed() -> list[Setting]:
+def changed_settings() -> list[Setting]:
     """Return the settings among ``NAMES`` that differ from torch's defaults, no matter whether code or the environment changed them."""
     settings = [setting(place, name) for place, names in NAMES.items() for name in names]
     return [each for each in settings if each is not None and each.value != each.default]
@@ -74,7 +74,7 @@ def defaults(settings: Sequence[Setting]) -> Any:
     return patched_settings(*((each, each.default) for each in settings))
 
 
-def snapshot() -> tuple[str, ...]:
+def settings_snapshot() -> tuple[str, ...]:
     """Return all compiler settings that differ from torch's defaults, as Python code, one text for each config module.
 
     Measurements can be compared only if they were made under equal settings.

@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from graphreg.compiler.settings import Setting, changed, defaults, patched_settings, setting
-from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, seed, set_back, shares, site_names, upstream
+from graphreg.compiler.settings import Setting, changed_settings, defaults, patched_settings, setting
+from graphreg.diagnosis.findings import ISSUES, NONE, Finding, cause, issue_addresses, seed_cures, set_back, shares, site_names
 from graphreg.diagnosis.probes import InnerBackend, Probed, measure, measure_order, measure_streams
 from graphreg.ir.random_ops import DropoutKind, NativeDropout
 from graphreg.torch_internals.config import INDUCTOR
@@ -73,7 +73,7 @@ class Bench:
             return []
         blamed = self.blame(again)
         shown = result.error or f"graphreg's masks differ for {result.backward:.0%} of elements in backward, {result.eager:.0%} compiled"
-        return [Finding("refused" if result.error else "wrong", cause(blamed), shown, sites, set_back(blamed), upstream(blamed))]
+        return [Finding("refused" if result.error else "wrong", cause(blamed), shown, sites, set_back(blamed), issue_addresses(blamed))]
 
     def blame(self, again: Callable[[], Probed]) -> tuple[Setting, ...]:
         """Return the settings that cause a fault, as few as the search can find; () if torch's defaults do not cure the fault.
@@ -82,7 +82,7 @@ class Bench:
         the defaults of the remaining settings still cure the fault. ``again``: repeats the
         experiment that shows the fault.
         """
-        needed = changed()
+        needed = changed_settings()
         if not needed or not self._cured(needed, again):
             return ()
 
@@ -113,10 +113,10 @@ class Bench:
                 retried = [partial(measure, kind, self.backend, self.device) for kind, _ in unlike]
                 results = [self._try("the same with fallback_random", experiment) for experiment in retried]
             if not any(each.eager or each.error for each in results):
-                cure = seed(operations, f"{fallback.place}.{fallback.name} = True (slower)")
+                cure = seed_cures(operations, f"{fallback.place}.{fallback.name} = True (slower)")
                 return Finding("differs", str(fallback), observed, site_names(operations), cure, ISSUES["fallback_random"])
         why = "the backend generates random numbers in its own way"
-        return Finding("differs", why, observed, site_names(operations), seed(operations), NONE)
+        return Finding("differs", why, observed, site_names(operations), seed_cures(operations), NONE)
 
     def _order(self, operations: Sequence[NativeDropout]) -> list[Finding]:
         """Test whether a compiled graph makes several draws in the order of eager. Call this if each single draw matches eager."""
@@ -129,12 +129,13 @@ class Bench:
             return []
         observed = f"of two draws in one graph the second has another mask than in eager: {result.eager:.0%} of elements"
         why = "the compiler draws in another order than eager"
-        return [Finding("differs", why, observed, site_names(operations), seed(operations), ISSUES["order"])]
+        return [Finding("differs", why, observed, site_names(operations), seed_cures(operations), ISSUES["order"])]
 
 
 def _wrong(error: str, blamed: Sequence[Setting], results: Sequence[tuple[DropoutKind, Probed]], kinds: Kinds) -> Finding:
     operations = [operation for kind, _ in results for operation in kinds[kind]]
     if error:
-        return Finding("refused", cause(blamed), error, site_names(operations), set_back(blamed), upstream(blamed))
+        return Finding("refused", cause(blamed), error, site_names(operations), set_back(blamed), issue_addresses(blamed))
     observed = f"backward has other masks than the forward: {shares([(kind, each.backward) for kind, each in results])}"
-    return Finding("wrong", cause(blamed), observed, site_names(operations), seed(operations, set_back(blamed)), upstream(blamed))
+    cures = seed_cures(operations, set_back(blamed))
+    return Finding("wrong", cause(blamed), observed, site_names(operations), cures, issue_addresses(blamed))

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from graphreg.diagnosis.bisect import Bench, by_kind
-from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed, site_names
+from graphreg.diagnosis.findings import NONE, Diagnosis, Finding, seed_cures, site_names
 from graphreg.diagnosis.probes import InnerBackend
 from graphreg.diagnosis.step_watch import Observed, observe
 from graphreg.diagnosis.torch_check import check_torch
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown, suggestions_text
 from graphreg.ir.random_ops import NativeDropout
 from graphreg.runtime.clock import clock_of
-from graphreg.runtime.noise_keys import key_of
+from graphreg.runtime.noise_keys import key_rule_of
 from graphreg.runtime.runtime_module import DrawingRule
 from graphreg.session.hosts import native_draws, record_of, rewritten, rules_of
 
@@ -67,7 +67,7 @@ def doctor(
 
     inner, native = rewritten(module), native_draws(module)
     rules = rules_of(module)
-    key = key_of(rules)
+    key = key_rule_of(rules)
     drawing = tuple(child.site for child in rules.children() if isinstance(child, DrawingRule))
     first = next(inner.parameters(), None)
     # On meta nothing is computed, so the experiments run on the CPU then.
@@ -147,7 +147,7 @@ def _of_step(seen: Observed, drawing: tuple[str, ...], native: Sequence[NativeDr
     if seen.moved:
         why = "your step draws from torch's generator in backward"
         observed = f"a generator had moved after {seen.moved} of {seen.backwards} backward pass{'es' * (seen.backwards != 1)}"
-        cure = seed(native, "preserve_rng_state=True in checkpoints, and the defaults of the settings that other findings blame")
+        cure = seed_cures(native, "preserve_rng_state=True in checkpoints, and the defaults of the settings that other findings blame")
         findings.append(Finding("wrong", why, observed, site_names(native), cure, NONE))
     return findings
 

@@ -99,12 +99,12 @@ def set_back(blamed: Sequence[Setting]) -> str:
     return " and ".join(each.at_default for each in blamed)
 
 
-def upstream(blamed: Sequence[Setting]) -> str:
+def issue_addresses(blamed: Sequence[Setting]) -> str:
     """Return the addresses of torch's issues about these settings, or ``NONE``."""
     return ", ".join(ISSUES[each.name] for each in blamed if each.name in ISSUES) or NONE
 
 
-def seed(operations: Iterable[NativeDropout], other: str = "") -> str:
+def seed_cures(operations: Iterable[NativeDropout], other: str = "") -> str:
     """Return up to two cures as a text, joined by ``or``.
 
     The cures are ``own_dropout='seeded'``, if one of the operations can be moved to graphreg's streams, and ``other``, if it is not empty.

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphreg.compiler.settings import snapshot
+from graphreg.compiler.settings import settings_snapshot
 from graphreg.errors import first_line
 from graphreg.ir.random_ops import DropoutKind
 from graphreg.planning.plan import plan
@@ -135,7 +135,7 @@ def measure_streams(backend: InnerBackend, device: torch.device) -> Probed:
 def _once(key: tuple[Any, ...], experiment: Callable[[], Probed]) -> Probed:
     """Return the result of an experiment under the present settings, from the cache or by running it. Errors go to ``Probed.error``."""
     # The search for the settings to blame repeats an experiment under other settings.
-    full = (*key, snapshot())
+    full = (*key, settings_snapshot())
     if full not in _measured:
         with _apart(key[-1]):
             try:

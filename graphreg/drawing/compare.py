@@ -16,7 +16,7 @@ from graphreg.session.strengths import strength_text
 Badges = Mapping[str, tuple[Badge, ...]]
 
 
-def compared(graph: nx.DiGraph[str], shown: Badges, other: Viewed) -> dict[str, tuple[Badge, ...]]:
+def compared_badges(graph: nx.DiGraph[str], shown: Badges, other: Viewed) -> dict[str, tuple[Badge, ...]]:
     """Return the badges of both, each with what became of it in the other: added, removed, changed, or the same.
 
     Args:

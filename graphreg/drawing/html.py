@@ -11,10 +11,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from graphreg.drawing.layout import graphviz, header_width, laid_out, size
+from graphreg.drawing.layout import box_layout, graphviz, header_width, size
 from graphreg.drawing.render import box_title, colour, full_name
 from graphreg.drawing.rules import Profiles, tried
-from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, text_width
+from graphreg.drawing.scene import IN, OUT, Box, Picture, label_lines, text_width
 from graphreg.drawing.view import Viewed
 from graphreg.ir.site import Site, dtype_text, shape_text
 from graphreg.planning.harms import HARMS
@@ -61,12 +61,12 @@ def _regularizers(seen: Viewed, shown: Picture) -> list[dict[str, Any]]:
         doc = (inspect.getdoc(type(regularizer)) or "").partition("\n\n")[0].replace("``", "")
         entries.append({
             "name": name, "cls": type(regularizer).__name__, "text": shown.regularizers[name], "colour": colour(i),
-            "strength": strength_text(name, of.strengths), "doc": " ".join(doc.split()), "code": formula(type(regularizer)),
+            "strength": strength_text(name, of.strengths), "doc": " ".join(doc.split()), "code": formula_source(type(regularizer)),
         })  # fmt: skip
     return entries
 
 
-def formula(cls: type[Regularizer]) -> str:
+def formula_source(cls: type[Regularizer]) -> str:
     """Return the source of the body of a regularizer's ``__call__``, without comments; ``""`` if Python finds no source."""
     try:
         source = textwrap.dedent(inspect.getsource(cls.__call__))
@@ -100,7 +100,7 @@ def _box(shown: Picture, box: Box, layers: list[list[str]], chains: list[list[st
 
     A line may pass layers between its ends. In each of these layers, the line has a point, whose name begins with ``~``.
     """
-    first, second = lines(shown, box.key)
+    first, second = label_lines(shown, box.key)
     wide, high = size(shown, box.key)
     return {
         "path": box.path, "name": box_title(box), "full": full_name(shown, box.key), "op": box.op, "nodes": box.nodes, "kind": box.kind,
@@ -120,7 +120,7 @@ def layered(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> tup
 
     Layers and chains are from top to bottom.
     """
-    _, _, spots, splines = laid_out(box, sizes, pgv)
+    _, _, spots, splines = box_layout(box, sizes, pgv)
     heights = sorted({round(y) for _, y in spots.values()})
     rows: list[list[tuple[float, str]]] = [[] for _ in heights]
     row = {key: heights.index(round(y)) for key, (_, y) in spots.items()}
@@ -156,7 +156,7 @@ def _node(shown: Picture, key: str) -> dict[str, Any]:
     kind = "end" if attributes["call"] in ("placeholder", "output") else attributes["kind"]
     return {
         "name": attributes["name"], "op": attributes["op"], "shape": attributes.get("shape", ""), "source": attributes.get("source", ""),
-        "kind": kind, "lines": lines(shown, key), "size": size(shown, key),
+        "kind": kind, "lines": label_lines(shown, key), "size": size(shown, key),
         "regularizer": _number(shown, attributes.get("regularizer", "")),
         "badges": [[_number(shown, badge.regularizer), badge.text, badge.state] for badge in shown.badges.get(key, ())],
         "site": attributes["name"] if kind in ("site", "end") else "", "acts_at": attributes.get("site", ""), "reads": shown.stub(key),

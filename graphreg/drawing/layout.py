@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphreg.drawing.columns import Laid, Point, in_columns
-from graphreg.drawing.scene import IN, OUT, Box, BoxLink, Picture, lines, text_width
+from graphreg.drawing.scene import IN, OUT, Box, BoxLink, Picture, label_lines, text_width
 from graphreg.errors import GraphRegError
 
 # pixels: a box's margin, its title, the room for lines at its border; an inch
@@ -90,7 +90,7 @@ HIGH, ENOUGH = (2600.0, 1800.0, 1300.0, 950.0, 720.0), 800.0
 
 def size(shown: Picture, key: str) -> tuple[float, float]:
     """Return the width and height of a node or a folded box, in pixels."""
-    first, second = lines(shown, key)
+    first, second = label_lines(shown, key)
     wide, high = max(text_width(first) * 1.1, text_width(second) * 0.9), 36.0 if second else 24.0
     if key in shown.boxes:
         widths = count_widths(shown.boxes[key].acts.values())
@@ -120,7 +120,7 @@ def _box(shown: Picture, box: Box, opened: Collection[str], pgv: Any, high: floa
     sizes = {key: (inner[key].width, inner[key].height) if key in inner else size(shown, key) for key in box.children}
     what = (box.key, *sizes.values())
     if what not in known:
-        known[what] = laid_out(box, sizes, pgv)
+        known[what] = box_layout(box, sizes, pgv)
     wide, tall, spots, splines = known[what] if high is None else in_columns(known[what], sizes, high)
 
     # The box: its title, room for the lines at its border, and what dot has placed.
@@ -153,7 +153,7 @@ def bend(start: Point, end: Point) -> tuple[Point, ...]:
     return start, (start[0], half), (end[0], half), end
 
 
-def laid_out(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> Laid:
+def box_layout(box: Box, sizes: Mapping[str, tuple[float, float]], pgv: Any) -> Laid:
     """Run dot on one box; return the width and height of its content, the centre of each child, and the curve of each line."""
     graph = pgv.AGraph(directed=True, strict=False, ranksep=RANKS / INCH, nodesep=NODES / INCH, splines="true")
     ids = {key: f"n{i}" for i, key in enumerate([*box.children, IN, OUT])}

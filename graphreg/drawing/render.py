@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from graphreg.drawing.badges import Badge
 from graphreg.drawing.layout import BADGE, HEADER, SCALE, WIDEST, Arrangement, Curve, Rectangle, count_widths
-from graphreg.drawing.scene import Box, Picture, lines, stub_text, text_width
+from graphreg.drawing.scene import Box, Picture, label_lines, stub_text, text_width
 from graphreg.errors import GraphRegError
 
 MARGIN, ROW = 16.0, 18.0
@@ -150,7 +150,7 @@ def _stub(shown: Picture, key: str, place: Rectangle) -> str:
 
 def _thing(shown: Picture, key: str, place: Rectangle) -> str:
     """Draw a node, or a folded module with a dot and a count for each regularizer in it."""
-    first, second = lines(shown, key)
+    first, second = label_lines(shown, key)
     middle, attributes = place.x + place.width / 2, shown.nodes.get(key, {})
     kind = "folded" if key in shown.boxes else "end" if attributes.get("call") in ("placeholder", "output") else str(attributes["kind"])
     style = tint(shown, attributes["regularizer"]) if kind == "addition" else f'class="{kind}"'
@@ -181,7 +181,7 @@ def box_title(box: Box) -> str:
 def full_name(shown: Picture, key: str) -> str:
     """Return the path of a folded box, with what it holds if it is no module."""
     box = shown.boxes[key]
-    return box.path if box.kind == "module" else " ".join(filter(None, [box.path, f"{box.op}: {lines(shown, key)[1]}"]))
+    return box.path if box.kind == "module" else " ".join(filter(None, [box.path, f"{box.op}: {label_lines(shown, key)[1]}"]))
 
 
 def _badge(shown: Picture, badge: Badge, place: Rectangle, y: float) -> str:
@@ -244,7 +244,7 @@ def _escaped(text: str) -> str:
 
 def _content(shown: Picture, key: str, opened: Collection[str], indent: str) -> Iterator[str]:
     for child in shown.boxes[key].children:
-        first, second = lines(shown, child)
+        first, second = label_lines(shown, child)
         if child in opened:
             yield f"{indent}subgraph {quoted(f'cluster {child}')} {{"
             yield f"{indent}  label={quoted(first)}"

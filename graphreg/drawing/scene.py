@@ -18,7 +18,7 @@ from typing import Any, Literal
 import networkx as nx
 
 from graphreg.drawing.badges import Badge, Layers, badges, bypass, without_additions
-from graphreg.drawing.compare import compared, heading, legend
+from graphreg.drawing.compare import compared_badges, heading, legend
 from graphreg.drawing.fold import CHAIN, SMALL, Folder, FoldKind, arithmetic
 from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
@@ -133,7 +133,7 @@ class Picture:
         """Return the names of the first and of the last child of a fold, as its box shows them; for anything else, its own name twice."""
         box = self.boxes.get(key)
         if box is None or box.kind == "module":
-            name = box.name if box else lines(self, key)[0]
+            name = box.name if box else label_lines(self, key)[0]
             return name, name
         return self.span(box.children[0])[0], self.span(box.children[-1])[1]
 
@@ -144,7 +144,7 @@ def picture(seen: Viewed) -> Picture:
     layers = Layers(graph)
     shown = badges(graph, seen, layers)
     if seen.against is not None:
-        shown = compared(graph, shown, seen.against)
+        shown = compared_badges(graph, shown, seen.against)
 
     classes = dict(line.split("\t") for line in graph.graph["modules"].split("\n") if line)
     drawn = _drawn(graph, shown)
@@ -346,7 +346,7 @@ def unfolded(shown: Picture, level: int | None = None) -> frozenset[str]:
     return opened
 
 
-def lines(shown: Picture, key: str) -> tuple[str, str]:
+def label_lines(shown: Picture, key: str) -> tuple[str, str]:
     """Return the two lines of text in a node or a folded box."""
     if key in shown.boxes:
         box = shown.boxes[key]

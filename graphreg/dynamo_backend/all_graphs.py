@@ -18,7 +18,7 @@ from graphreg.planning.native_dropout import OwnDropout, decide, log_unmovable
 from graphreg.planning.parameter_splices import readers_of
 from graphreg.planning.plan import Edit
 from graphreg.planning.practically_off import practically_off
-from graphreg.planning.repeats import Strengths, lines, warning
+from graphreg.planning.repeats import Strengths, repeat_lines, warning
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.reporting.entries import acted, entry, native_dropout_rows
 from graphreg.reporting.records import Report
@@ -153,7 +153,7 @@ def backend_report(
     return Report(
         title, f"captured by torch.compile in {len(subgraphs)} graph{'s' * (len(subgraphs) != 1)}", tuple(entries),
         (*sites, *acted(weights, strengths, there)), native_dropout_rows(edited.values(), unedited), tuple(map(_graph, subgraphs)),
-        totals.parameters.sites, notes=(*lines(repeats, regularizers, strengths), *harm_lines(_acts(edits), strengths)),
+        totals.parameters.sites, notes=(*repeat_lines(repeats, regularizers, strengths), *harm_lines(_acts(edits), strengths)),
         no_cost="the compiler decides what it keeps",
         missed={name: lost for name, regularizer in regularizers.items() if (lost := missed(united, regularizer))},
     )  # fmt: skip

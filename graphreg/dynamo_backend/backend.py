@@ -42,7 +42,7 @@ from graphreg.torch_internals.dynamo import CompiledCall, compiled_call, splits_
 from graphreg.tracing.fake_inputs import arguments
 from graphreg.tracing.proof.proof import Claim, Proving, prove
 from graphreg.tracing.trace import Traced
-from graphreg.verification.copies import copied
+from graphreg.verification.copies import copied_model
 
 OTHERS = "graphreg.regularize or graphreg.regularize_"  # to use instead, for messages
 
@@ -341,7 +341,7 @@ class Backend(BackendHost, RenamedAttributes):
             raise GraphRegError("torch.compile captures graphs at calls, so backend= needs example_inputs, the arguments of one call.")
         # It adds nothing, and runs each graph as it is: only the names of the sites are wanted.
         watcher = Backend({}, 0, lambda graph, inputs: graph, "ignore", "return", None, "keep", prove=False)
-        compiled = torch.compile(copied(without_wrappers(model)), backend=watcher)
+        compiled = torch.compile(copied_model(without_wrappers(model)), backend=watcher)
         with torch.random.fork_rng():
             compiled(*call[0], **call[1])
         return watcher.traced()

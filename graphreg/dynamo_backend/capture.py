@@ -28,7 +28,7 @@ from graphreg.ir.random_ops import is_random
 from graphreg.ir.roles import BOUNDARY, CELL_PORTS, is_region
 from graphreg.ir.site import Label
 from graphreg.ir.views_and_writes import REGION
-from graphreg.torch_internals.dynamo import source_of
+from graphreg.torch_internals.dynamo import input_source
 from graphreg.torch_internals.fx import snake_case
 from graphreg.torch_internals.modules import buffers_by_name
 from graphreg.tracing.settled_reads import settle_reads
@@ -124,7 +124,7 @@ class Capture:
                 # does.
                 if is_region(node) and (body := self._body(node)) is not None:
                     twins[node].meta[REGION] = of_body(body)
-            twins[node].meta["value"] = described(node.meta.get("example_value"))
+            twins[node].meta["value"] = shape_and_dtype(node.meta.get("example_value"))
 
     def _input(self, node: fx.Node, value: Any, known: Mapping[int, Known], namer: Namer) -> fx.Node:
         path = self.tensors.get(id(value))
@@ -157,7 +157,7 @@ class Capture:
         The name is ``""`` if there is no such argument. The keys are joined by dots to one string, in a tuple. The tuple is empty if the
         input is the argument itself.
         """
-        name, keys = source_of(node)
+        name, keys = input_source(node)
         # The arguments of ``forward(*args, **kwargs)`` of a wrapper are those of the model's
         # forward.
         if self.place.passes and name in ("args", "inputs", "kwargs") and keys:
@@ -271,7 +271,7 @@ def base_and_operation(node: fx.Node) -> tuple[str, str]:
     return base, op
 
 
-def described(value: Any) -> Any:
+def shape_and_dtype(value: Any) -> Any:
     """Return the shape and dtype of a fake tensor, with dynamic sizes at their present values; a size without a value is -1.
 
     For a tuple or list, return the list of the results for its items; for anything else, None.
@@ -280,7 +280,7 @@ def described(value: Any) -> Any:
         if value.is_nested:
             raise TraceError("the model computes with a nested tensor, which a backend cannot take. Pad it first: x.to_padded_tensor(0.0).")
         return tuple(_size(n) for n in value.shape), value.dtype
-    return [described(item) for item in value] if isinstance(value, (tuple, list)) else None
+    return [shape_and_dtype(item) for item in value] if isinstance(value, (tuple, list)) else None
 
 
 def _size(n: Any) -> int:

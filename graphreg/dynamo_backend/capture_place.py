@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphreg.dynamo_backend.wrappers import inside, module_itself, unwrapped
+from graphreg.dynamo_backend.wrappers import innermost_module, module_itself, unwrapped
 from graphreg.torch_internals.dynamo import CALLERS_OF_FORWARD, CapturedCode, CompiledCall, captured_code, first_arguments
 
 
@@ -29,8 +29,8 @@ class Functions(nn.Module):
 def same_model(one: nn.Module, other: nn.Module) -> bool:
     """Return whether both are one model, whatever wrappers are around it; for compiled functions, whether they use the same modules."""
     if isinstance(one, Functions) and isinstance(other, Functions):
-        return {id(inside(m)) for m in one.children()} == {id(inside(m)) for m in other.children()}
-    return inside(one) is inside(other)
+        return {id(innermost_module(m)) for m in one.children()} == {id(innermost_module(m)) for m in other.children()}
+    return innermost_module(one) is innermost_module(other)
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
@@ -105,7 +105,7 @@ def place_of(gm: fx.GraphModule, translator: Any, root: nn.Module, paths: Mappin
     # A compiled function is the whole model. Of a module, only code of its forward is.
     is_model = function or (not isinstance(root, Functions) and path == "" and calls)
     returns = path != "" and calls and not code.broken
-    wraps = local is not None and inside(code.values[local]) is not code.values[local]
+    wraps = local is not None and innermost_module(code.values[local]) is not code.values[local]
     passes = code.name in CALLERS_OF_FORWARD or (wraps and path == "")
     return Place(path, code.name, code.line, local, is_model and not code.resumed, is_model and not code.broken, returns, passes)
 

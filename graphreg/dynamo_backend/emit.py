@@ -211,7 +211,7 @@ def acting(rewritten: RewrittenModule) -> list[tuple[str, bool]]:
     return streams
 
 
-def constant(value: Tensor) -> Tensor:
+def constant_example(value: Tensor) -> Tensor:
     """Return an example of an additional input: a fake tensor like ``value``, with static sizes, if Dynamo is tracing; else ``value``."""
     fake = fake_mode()
     return fake.from_tensor(value, static_shapes=True) if fake is not None else value

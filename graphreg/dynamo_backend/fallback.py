@@ -16,13 +16,13 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from graphreg.dynamo_backend.capture_place import Functions, root_of
-from graphreg.dynamo_backend.wrappers import inside
+from graphreg.dynamo_backend.wrappers import innermost_module
 from graphreg.errors import GraphRegError
 from graphreg.session.hosts import backend_host
 from graphreg.torch_internals.dynamo import (
     backend_in,
     compiled_call,
-    function_of,
+    function_name_of,
     left_to_eager,
     name_in,
     on_compilation_start,
@@ -56,7 +56,7 @@ def left(context: Any = None) -> str:
         for name, file, line in skipped_code(text):
             # Dynamo compiles what follows a graph break as a function of its own, with a name that
             # it makes up
-            rest = "the rest of " if (function := function_of(name)) != name else ""
+            rest = "the rest of " if (function := function_name_of(name)) != name else ""
             places[name, file, line] = f"{rest}{function}, {file}:{line}: {text.splitlines()[0].strip().rstrip('.')}"
     if not places:
         return ""
@@ -83,7 +83,7 @@ def _compiling(_: Any) -> None:
 
 
 def _watched(model: nn.Module, context: Any, inner: Any) -> Callable[[], Callable[[], None]]:
-    title = model.title if isinstance(model, Functions) else type(inside(model)).__name__
+    title = model.title if isinstance(model, Functions) else type(innermost_module(model)).__name__
 
     def begin() -> Callable[[], None]:
         before, backend = sys.exc_info()[1], backend_host(inner)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.dynamo_backend.capture import Capture, Captured, Known
 from graphreg.dynamo_backend.capture_place import Place
-from graphreg.dynamo_backend.emit import Emitted, acting, constant, emit
+from graphreg.dynamo_backend.emit import Emitted, acting, constant_example, emit
 from graphreg.dynamo_backend.model_call import Call, parameter_of
 from graphreg.dynamo_backend.wrappers import module_itself
 from graphreg.errors import GraphRegError
@@ -22,7 +22,7 @@ from graphreg.ir.module_record import RULES
 from graphreg.ir.roles import BOUNDARY, deep_nodes, value_sites
 from graphreg.planning.model_inputs import check_model_inputs
 from graphreg.planning.native_dropout import OwnDropout, decide
-from graphreg.planning.plan import Edit, Plan, decided
+from graphreg.planning.plan import Edit, Plan, plan_quietly
 from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.rng.operators import within_backend
@@ -141,7 +141,7 @@ class Maker:
 
     def planned(self, traced: Traced, captured: Captured, call: Call) -> Plan:
         """Plan the edits in this graph. A value that another graph computed gets only the edits that have not yet acted on it."""
-        full = decided(traced, self.regularizers, "ignore")
+        full = plan_quietly(traced, self.regularizers, "ignore")
         native, _ = decide(self.own_dropout, [each for each in traced.native_dropout if not each.why_not], traced.title, "ignore")
         new = [e for e in full.edits if e.site.name not in captured.at_boundary or (e.name, e.site.name) not in call.acted]
         for edit in new:
@@ -179,10 +179,10 @@ class Maker:
         # each call.
         device = next((v.device for v in inputs if isinstance(v, Tensor) and v.is_floating_point()), torch.device("cpu"))
         rows = _rows(rewritten, plan)
-        more = [constant(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
-        more += [constant(call.strengths.tensor(name, places[name], device)) for name in emitted.strengths]
+        more = [constant_example(torch.zeros(len(rows), 2, dtype=torch.int32, device=device))] if emitted.draws else []
+        more += [constant_example(call.strengths.tensor(name, places[name], device)) for name in emitted.strengths]
         extra = [parameter_of(self.model, name) for name in emitted.more]
-        more += map(constant, extra)
+        more += map(constant_example, extra)
         draws = tuple(acts for _, acts in acting(rewritten))
         with within_backend(), without_autograd_cache():  # the cache key lacks the runtime modules
             run = self.inner(emitted.module, [*inputs, *more])

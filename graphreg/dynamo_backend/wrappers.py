@@ -39,7 +39,7 @@ class Unwrapped(nn.Module):
         """Do nothing: ``nn.Module.__init__`` assigns True, and the mode must stay that of the module."""
 
 
-def inside(module: nn.Module) -> nn.Module:
+def innermost_module(module: nn.Module) -> nn.Module:
     """Return the module inside its wrappers; the module itself if it has none."""
     while (inner := wrapped_module(module)) is not None:
         module = inner
@@ -51,7 +51,7 @@ def unwrapped(module: nn.Module, known: dict[int, nn.Module] | None = None) -> n
 
     ``known``: a dict from the id of each module that was met before to the result for it, so that a module with two paths stays one module.
     """
-    module, known = inside(module), {} if known is None else known
+    module, known = innermost_module(module), {} if known is None else known
     if id(module) not in known:
         children = {name: child if child is None else unwrapped(child, known) for name, child in module._modules.items()}
         same = all(children[name] is child for name, child in module._modules.items())

@@ -87,7 +87,7 @@ class CallForm:
         return False
 
 
-def readable(key: str) -> str:
+def structure_text(key: str) -> str:
     """Return the text of a structure (``key``) as messages show it: in parentheses, with dots."""
     return f"({key.replace(f'{_DOT} ', '.').replace(f'{_DOT}{_DOT}', _DOT).replace('torch.', '')})"
 
@@ -129,8 +129,8 @@ def not_traced(key: str, title: str) -> GraphRegError:
     It is for a structure ``key`` of arguments that has no graph, or only a stale graph. ``title``: the name of the model's class.
     """
     return GraphRegError(
-        f"{title} is called with arguments of the structure {readable(key)}, for which it has no graph, or only a graph from before a "
-        "change of the model. The model cannot be traced here: the call is within code that torch.compile compiles, within a tracer "
+        f"{title} is called with arguments of the structure {structure_text(key)}, for which it has no graph, or only a graph from before "
+        "a change of the model. The model cannot be traced here: the call is within code that torch.compile compiles, within a tracer "
         "(torch.export, torch.jit.trace, fake tensors) or within a transform of torch.func. Call the model with such arguments once "
         "before, outside of these, or give regularize_ example_inputs of this structure."
     )

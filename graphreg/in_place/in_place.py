@@ -31,7 +31,7 @@ from graphreg.session.streams import GrowingStreams
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.versions import warn_if_untested
 from graphreg.tracing.fake_inputs import arguments
-from graphreg.tracing.trace import FrontEnd, Traced, check_model
+from graphreg.tracing.trace import FrontEnd, Traced, check_traceable
 from graphreg.verification.verify import validate
 
 M = TypeVar("M", bound=nn.Module)
@@ -172,9 +172,9 @@ def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
 
 def _check_model(model: nn.Module, penalties: Penalties) -> None:
     if not isinstance(model, nn.Module) or PLACED in vars(model):
-        check_model(model)  # always raises here
+        check_traceable(model)  # always raises here
     with bare(model):
-        check_model(model)
+        check_traceable(model)
     # By its name, because PEFT need not be installed.
     if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
         raise TraceError(

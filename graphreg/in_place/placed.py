@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from graphreg.blocks.placed_block import check_class, is_placed, leave
 from graphreg.errors import GraphRegError, OtherInputs, TraceError, listed
-from graphreg.in_place.calls import CallForm, example_of, not_traced, readable, shapes_of
+from graphreg.in_place.calls import CallForm, example_of, not_traced, shapes_of, structure_text
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
 from graphreg.in_place.structure import (
@@ -33,7 +33,7 @@ from graphreg.in_place.turns import RESTING, begin_turn, end_turn, tracing_turn
 from graphreg.ir.contents import contents_of
 from graphreg.ir.module_record import MEMBERS, ORIGINAL
 from graphreg.ir.selector import strings
-from graphreg.pipeline import log_plan, warn_of_scale
+from graphreg.pipeline import log_notes, log_plan, warn_of_scale
 from graphreg.regularizer.base import Splice
 from graphreg.rewriting.instantiate import device_of
 from graphreg.runtime.around_call import AroundCall
@@ -109,7 +109,7 @@ class Placed(InPlaceHost):
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
         # for a structure: the fingerprint, the number of changed strengths, the modes of all modules and the error of a failed trace
         self._failed: dict[str, tuple[Fingerprint, int, list[bool], GraphRegError]] = {}
-        self._told = False  # whether the plan has been logged
+        self._told: frozenset[str] | None = None  # the notes that have been logged; None before the plan has been logged
         self.loosened: tuple[str, ...] = ()
         self._by_value: set[str] = set()  # arguments that are numbers, and of which a graph needs the value
         self._compared: set[str] = set()  # loosened arguments of graphs that have assertions
@@ -384,15 +384,18 @@ class Placed(InPlaceHost):
         if not (made := self._made.get(key)):
             return
         what = made[0].fingerprint.changed() or "sizes, flags or modes that the graph asserts"
-        log.info("traced once more for %s: other %s", readable(key), what)
+        log.info("traced once more for %s: other %s", structure_text(key), what)
         if made[0].rules.watching is not None:
             log.warning("the monitor watches the earlier graph; open another monitor to watch the new graph.")
 
     def _tell(self, graph: StructureGraph) -> None:
-        if not self._told:
-            self._told = True
-            log_plan(graph.plan, record.notes if (record := graph.rules.build_record) is not None else ())
+        notes = record.notes if (record := graph.rules.build_record) is not None else ()
+        if self._told is None:
+            log_plan(graph.plan, notes)
             warn_of_scale(graph.module, self.options.penalties, self.session.scale)
+        else:
+            log_notes(note for note in notes if note not in self._told)
+        self._told = (self._told or frozenset()).union(notes)
 
     def trace_example(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Trace the model for the example inputs of ``regularize_``."""
@@ -457,12 +460,12 @@ class Placed(InPlaceHost):
         if graphs := [graph for graph in self._made.get(key, ()) if graph.is_present()]:
             return min(graphs, key=lambda graph: not graph.has_run(shapes)).module
         raise GraphRegError(
-            f"{type(model).__name__} has no graph for arguments of the structure {readable(key)}, or only one from before a change of the "
-            "model. Call it with them once in train mode, or give graphreg.regularize_ example_inputs of this structure."
+            f"{type(model).__name__} has no graph for arguments of the structure {structure_text(key)}, or only one from before a change "
+            "of the model. Call it with them once in train mode, or give graphreg.regularize_ example_inputs of this structure."
         )
 
     def notes(self) -> list[str]:
-        shown = [readable(key) + (", shown here" if key == self.last and len(self._made) > 1 else "") for key in self._made]
+        shown = [structure_text(key) + (", shown here" if key == self.last and len(self._made) > 1 else "") for key in self._made]
         return [f"in place: a graph for arguments of the structure {each}" for each in shown]
 
     def last_penalties(self) -> dict[str, Tensor]:

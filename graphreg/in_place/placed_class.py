@@ -16,7 +16,7 @@ from graphreg.blocks.placed_block import scriptable
 from graphreg.errors import GraphRegError, TraceError
 from graphreg.in_place.calls import CallForm, not_traced
 from graphreg.in_place.placed import Placed, refuse_other_class
-from graphreg.in_place.turns import traces_here, wait_for_trace
+from graphreg.in_place.turns import graphreg_traces_here, wait_for_trace
 from graphreg.ir.module_record import MEMBERS, ORIGINAL, PLACED, RESTS
 from graphreg.runtime.averaging import follow_averages
 from graphreg.torch_internals.dynamo_marks import assume_constant_result, skip_as_outermost
@@ -59,7 +59,7 @@ def generated_class(model: nn.Module, original: type[nn.Module]) -> type[nn.Modu
 def state_in(model: nn.Module) -> Placed:
     """Return the state of a model with a generated class."""
     placed = vars(model).get(PLACED)
-    if placed is None and not traces_here():
+    if placed is None and not graphreg_traces_here():
         wait_for_trace()  # another thread may trace the model, and has put its state aside
         placed = vars(model).get(PLACED)
     if not isinstance(placed, Placed):

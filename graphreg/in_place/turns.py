@@ -125,7 +125,7 @@ def wait_for_trace() -> None:
         _wait(turns, lambda: turns.tracing is None or turns.tracing[0] == get_ident())
 
 
-def traces_here() -> bool:
+def graphreg_traces_here() -> bool:
     """Return whether this thread traces a model."""
     tracing = _TurnsNow.turns.tracing
     return tracing is not None and tracing[0] == get_ident()
@@ -153,7 +153,7 @@ def resting_class(kind: type[nn.Module], original: type[nn.Module]) -> type[nn.M
     if (made := vars(kind).get(RESTING)) is None:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or traces_here():
+            if is_compiling() or graphreg_traces_here():
                 return original.__call__(self, *args, **kwargs)
             wait_for_trace()
             return self(*args, **kwargs)

@@ -54,8 +54,12 @@ class RegularizerCallback(Callback):
         self._scale.scaler = getattr(trainer.precision_plugin, "scaler", None)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log penalties, strengths and shares. As soon as there is a graph, begin to watch the values that ``watch`` selects."""
+        """Log penalties, strengths and shares. As soon as there is a graph, begin to watch the values that ``watch`` selects.
+
+        Warn if the regularizers do nothing.
+        """
         if self._parts is not None:
+            self._parts.end_step(self._scale)
             pl_module.log_dict(self._parts.numbers())
             self._parts.watch(self.watch)
 

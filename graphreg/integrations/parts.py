@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graphreg.errors import GraphRegError, RegularizerError, listed
 from graphreg.ir.module_record import PLACED
 from graphreg.ir.selector import Selector
-from graphreg.recipes.recipe import written
+from graphreg.recipes.recipe import recipe_dict
 from graphreg.reporting.monitor import Monitor, monitor
 from graphreg.runtime.attach import AttachRule, current
 from graphreg.runtime.rewritten_module import RewrittenModule
@@ -40,9 +40,11 @@ class TrainerScale:
         ranks: The number of processes whose items ``num_items_in_batch`` counts. A loss that comes with this number is multiplied by it.
         scaler: The GradScaler that scales the loss, or None.
         divides: Whether the trainer divides the loss of each batch, even if the model gets ``num_items_in_batch``.
+        waiting: Whether penalties were added to losses in this step, and no backward pass has reached them; None if none were added.
     """
 
     divides = True
+    waiting: bool | None = None
 
     def __init__(self, batches: int = 1, ranks: int = 1, scaler: Any = None) -> None:
         self.batches, self.ranks, self.scaler = batches, ranks, scaler
@@ -59,6 +61,14 @@ class TrainerScale:
         # Without labels, the loss is computed outside of the model: by label smoothing, or by a function of the user's. It is divided then.
         divided = self.divides or not counted or kwargs.get("labels") is None
         return scale / self.batches if divided else scale * self.ranks, 1.0
+
+    def added(self, total: Tensor) -> None:
+        """Find out whether a backward pass reaches the penalties that were added to a loss."""
+        self.waiting = self.waiting is not False
+        total.register_hook(self._reached)  # type: ignore[no-untyped-call]
+
+    def _reached(self, gradient: Tensor) -> None:
+        self.waiting = False
 
 
 class Parts:
@@ -124,6 +134,17 @@ class Parts:
             if path not in self._watched and self.sessions[path].complete:
                 self._watched[path] = self._stack.enter_context(monitor(rewritten(module), selector))
 
+    def end_step(self, scale: TrainerScale) -> None:
+        """Warn, once, if regularizers do nothing in training: no regularized module was called, or their penalties are in an unused loss.
+
+        Call this at the end of each step. ``scale``: the scale of the step.
+        """
+        if not any(session.complete for session in self.sessions.values()):
+            warn_of_no_call(next(iter(self.modules)))
+        if scale.waiting:
+            warn_of_unused_loss()
+        scale.waiting = None
+
     def numbers(self) -> dict[str, float]:
         """Return the penalties of the last call, the strengths, and the shares of values that splices have kept, by name."""
         return {name: value for path in self.modules for name, value in self._numbers(path)}
@@ -168,10 +189,30 @@ def recipe_of(session: Session) -> dict[str, Any] | None:
     if isinstance(session.scale, TrainerScale):  # which the trainer has set, and sets again
         asked = replace(asked, scale=None)
     try:
-        return written(asked, session.changed_strengths())
+        return recipe_dict(asked, session.changed_strengths())
     except RegularizerError as error:
         _warn_once(str(error))
         return None
+
+
+@cache
+def warn_of_no_call(path: str) -> None:
+    """Warn that a step has called no regularized module. ``path``: that of the first one."""
+    log.warning(
+        "no regularized module was called in train mode in this step, so no regularizer acts. %s is regularized: regularize the module "
+        "that the step calls. For a LightningModule whose training_step calls self.net(x), this is graphreg.regularize_(module.net, ...).",
+        repr(path) if path else "The model itself",
+    )
+
+
+@cache
+def warn_of_unused_loss() -> None:
+    """Warn that the penalties of a step were added to a loss that the trainer has not used."""
+    log.warning(
+        "the penalties were added to the loss that the model returns, but no backward pass of this step went through this loss, so they "
+        "train nothing. If your code computes a loss of its own from the model's other outputs, call the model without labels: it then "
+        "returns no loss, and graphreg joins the penalties to its other outputs."
+    )
 
 
 @cache

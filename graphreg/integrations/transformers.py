@@ -114,8 +114,9 @@ class RegularizerCallback(TrainerCallback, ExportableState):
             self._scale.batches = batches % most or most
 
     def on_step_end(self, *args: Any, **more: Any) -> None:
-        """Begin to watch the values that ``watch`` selects, as soon as there is a graph."""
+        """Begin to watch the values that ``watch`` selects, as soon as there is a graph. Warn if the regularizers do nothing."""
         if self._parts is not None:
+            self._parts.end_step(self._scale)
             self._parts.watch(self.watch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **more: Any) -> None:

@@ -17,7 +17,7 @@ from torch import fx
 from torch.fx.graph import PythonCode
 
 from graphreg.errors import TraceError
-from graphreg.ir.serialize import copied
+from graphreg.ir.serialize import copied_graph
 
 _DEEP = 50  # for a path with more names than this, the code calls ``get_submodule``
 
@@ -31,7 +31,7 @@ def spelled(graph: fx.Graph) -> fx.Graph:
     paths = [path for path in paths if len(names := path.split(".")) > _DEEP or any(map(_is_misread, names))]
     if not paths:
         return graph
-    copy = copied(graph)
+    copy = copied_graph(graph)
     for node in copy.nodes:
         if node.op in ("call_module", "get_attr") and node.target in paths:
             node.target = f"graphreg_path_{paths.index(node.target)}_"
@@ -86,7 +86,7 @@ def _reads(code: str, name: str) -> int:
     return sum(isinstance(each, ast.Name) and each.id == name for tree in parsed for each in ast.walk(tree))
 
 
-def check_arguments(graph: fx.Graph, code: str, title: str) -> None:
+def check_argument_names(graph: fx.Graph, code: str, title: str) -> None:
     """Raise TraceError for an argument of forward whose name, such as ``torch``, means something else in the emitted code."""
     taken = {node.name for node in graph.nodes}
     for node in graph.nodes:

@@ -73,7 +73,7 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
+def graph_difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:
     """Return the first difference of two graphs: the path of the module in whose forward it is, and a sentence that describes it.
 
     Return None if the graphs are equal.

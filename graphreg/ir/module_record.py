@@ -110,7 +110,7 @@ def reserved() -> frozenset[str]:
     return frozenset({*dir(blank), *vars(blank), IGNORED} - _EMPTY)
 
 
-def registered(model: nn.Module) -> Iterator[str]:
+def registered_names(model: nn.Module) -> Iterator[str]:
     """Yield the names of a module's own parameters, buffers and submodules, but not the names of those in its submodules."""
     for kind in _REGISTERED:
         yield from model.__dict__.get(kind, ())
@@ -130,14 +130,14 @@ def plain(model: nn.Module) -> Mapping[str, Any]:
     return attributes | {name: value for name, value in model.__dict__.items() if name not in _EMPTY}
 
 
-def check_names(model: nn.Module, plain_too: bool = True) -> None:
+def check_model_names(model: nn.Module, plain_too: bool = True) -> None:
     """Raise TraceError if the model has a name that a rewritten module cannot have, because torch.fx or graphreg uses it.
 
     ``plain_too``: whether to check the names of plain attributes as well as of parameters, buffers and submodules.
     """
     allowed = (STATE, RULES) if isinstance(model, fx.GraphModule) else ()
     attributes = plain(model) if plain_too and not isinstance(model, fx.GraphModule) else {}
-    for name in (*registered(model), *attributes):
+    for name in (*registered_names(model), *attributes):
         value = attributes.get(name)
         if name in reserved() and not isinstance(value, _CARRIED.get(name, ())):
             raise TraceError(

@@ -112,7 +112,7 @@ def probe(
         finally:
             state.restore()
             torch.set_rng_state(draws)
-    return together(seen_calls) if seen_calls else None
+    return joined_calls(seen_calls) if seen_calls else None
 
 
 def _calls(
@@ -136,7 +136,7 @@ def _calls(
     return seen_calls
 
 
-def together(calls: Sequence[ProbedCall]) -> ProbedCall:
+def joined_calls(calls: Sequence[ProbedCall]) -> ProbedCall:
     """Combine what several calls did. An alias or a write counts if any call makes it, a definite write only if all calls make it."""
     shares, writes = (frozenset[int]().union(*(getattr(seen, name) for seen in calls)) for name in ("shares", "writes"))
     return ProbedCall(shares, writes, frozenset.intersection(*(seen.definite_writes for seen in calls)), all(seen.dense for seen in calls))

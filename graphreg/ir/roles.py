@@ -280,7 +280,8 @@ class _Judge:
         channels = self.channels.get(node)
         # of a value of unknown shape, only [batch, channels, ...] is sure to be read rightly
         spatial = channels.spatial if channels and (shape is not None or channels.axes[0] == 1) else 0
-        facts |= {"spatial": spatial, "reads": self.reads.get(node, "")}
+        axis = channels.axes[0] if channels and shape is not None and len(channels.axes) == 1 else None
+        facts |= {"spatial": spatial, "channels": axis, "reads": self.reads.get(node, "")}
         first = self.residuals.trunk.get(node)
         trunk = "" if first is None else (labels_of(first, self.operations) or (first,))[0]
         facts |= {"branch": node in self.residuals.branches, "normed": self.norms.get(node, "")}

@@ -106,7 +106,7 @@ def thaw(records: list[tuple[Any, ...]]) -> fx.Graph:
     return graph
 
 
-def copied(graph: fx.Graph) -> fx.Graph:
+def copied_graph(graph: fx.Graph) -> fx.Graph:
     """Return a copy of a graph, with its code generator and the metadata of all its nodes."""
     copy = blank_like(graph)
     value = copy.graph_copy(graph, {})

@@ -199,7 +199,7 @@ def _unnamed(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
     return node
 
 
-def described(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
+def describe_nodes(graph: fx.Graph, ones: Collection[fx.Node]) -> None:
     """Write each node's ``node.meta["value"]``: (shape, dtype) for a tensor, a list of these for a tuple, None for anything else.
 
     The entry is left out if a size depends on data. ``ones``: the inputs whose batch of one was

@@ -72,6 +72,8 @@ class Site:
             any other value.
         spatial: The number of axes behind the channels of a convolution, 2 for [batch, channels,
             height, width]; 0 if the channels are last, or if no axis is known to have them.
+        channels: The axis that has the channels of a convolution, counted from 0; None if no axis is known to
+            have them, or several have them.
         branch: Whether it is a residual branch: a value that a sum adds to the value that it was
             computed from.
         trunk: If it is on a residual trunk (a later sum adds a branch to it), the name of the trunk's
@@ -96,6 +98,7 @@ class Site:
     dtype: torch.dtype | None = None
     sequence: Literal["", "batch first", "time first", "state"] = ""
     spatial: int = 0
+    channels: int | None = None
     branch: bool = False
     trunk: str = ""
     normed: str = ""

@@ -36,18 +36,18 @@ class SourceFunction:
 
     def paragraphs(self) -> Iterator[Paragraph]:
         """Yield what prints: a title, and the lines with the sites beside them."""
-        where = together(path for path in self.modules if path)
+        where = joined_names(path for path in self.modules if path)
         title = f"{self.name}, {self.file}:{self.lines[0].number}"
         yield Lines(("",))
         yield Lines((f"{title}, of {', '.join(where)}" if where else title,), "bold")
-        yield CodeLines(tuple((line.number, line.code, together(line.sites)) for line in self.lines))
+        yield CodeLines(tuple((line.number, line.code, joined_names(line.sites)) for line in self.lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the function as plain data, fit for JSON."""
         return asdict(self)
 
 
-def together(names: Iterable[str]) -> tuple[str, ...]:
+def joined_names(names: Iterable[str]) -> tuple[str, ...]:
     """Write names that differ in one number as one: ``layers.0.fc`` and ``layers.1.fc`` as ``layers.{0-1}.fc``."""
     rows = [tuple(name.split(".")) for name in names]
     for place in reversed(range(max(map(len, rows), default=0))):

@@ -18,7 +18,7 @@ from torch.fx.node import map_aggregate
 from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_added
-from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, ProbedCall, probe, together
+from graphreg.ir.operation_probes import STATISTICS, TRIES, Hole, ProbedCall, joined_calls, probe
 from graphreg.ir.operations import (  # fmt: skip
     DROPOUTS,
     IN_PLACE_OPERATORS,
@@ -338,7 +338,7 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Probed
     sizes = [setting for setting in settings if setting and all(type(n) is int for n in setting)]
     sizes += [tuple(p.shape) for p in twin.parameters()]
     seen = list(filter(None, (probe(nn.Module.train(twin, mode), args, kwargs, sizes, enough) for mode in (True, False))))
-    return together(seen) if seen else None
+    return joined_calls(seen) if seen else None
 
 
 def _twin(module: nn.Module) -> nn.Module:

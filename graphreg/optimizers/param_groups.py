@@ -17,7 +17,7 @@ from graphreg.ir.text_table import Table
 from graphreg.optimizers.levels import levels
 from graphreg.optimizers.parameters import ModelParameters
 from graphreg.optimizers.standard_decay import undecayed
-from graphreg.recipes.arguments import RecipeLike, opened
+from graphreg.recipes.arguments import RecipeLike, read_recipe
 from graphreg.recipes.asked_groups import FROZEN, AskedGroups, OptimizerOptions
 from graphreg.recipes.recipe import VERSION
 from graphreg.regularizer.by_depth import ByDepth, DepthDecay
@@ -168,7 +168,7 @@ def param_groups(
 
 def _after(recipe: RecipeLike, asked: AskedGroups) -> AskedGroups:
     """Return what a recipe asks for, and then the call."""
-    known = opened(recipe).options.get("param_groups")
+    known = read_recipe(recipe).options.get("param_groups")
     if known is None:
         raise RegularizerError("the recipe has no param_groups. Write param_groups(model, {...}), or give a recipe of such groups.")
     # A selector that both have is one of the call's, and comes where these do.

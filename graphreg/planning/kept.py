@@ -113,7 +113,7 @@ def refuse_keep(keywords: Mapping[str, Any], who: str, why: str) -> None:
         raise RegularizerError(f"keep= is no option of {who}: {why}. graphreg.regularize has it.")
 
 
-def table(kept: Sequence[KeptValue]) -> Iterator[Paragraph]:
+def kept_table(kept: Sequence[KeptValue]) -> Iterator[Paragraph]:
     """Yield what a plan shows about kept values."""
     if kept:
         yield Lines((f"{len(kept)} value{'s' * (len(kept) != 1)} kept",))

@@ -45,10 +45,10 @@ class SiteCounts:
 
 def count_sites(traced: Traced) -> SiteCounts:
     """Count the sites that can be selected."""
-    return SiteCounts(*(counted(site for site in sites if site.selectable) for sites in (traced.values, traced.parameters)))
+    return SiteCounts(*(count_of(site for site in sites if site.selectable) for sites in (traced.values, traced.parameters)))
 
 
-def counted(sites: Iterable[Site]) -> Count:
+def count_of(sites: Iterable[Site]) -> Count:
     """Count sites and their elements; a site that is given twice counts once."""
     shapes = [site.shape for site in {site.name: site for site in sites}.values()]
     known = [math.prod(shape) for shape in shapes if shape is not None]

@@ -175,7 +175,7 @@ def rates_are_scheduled(option: OwnDropout) -> bool:
     return any(isinstance(value, Schedule) for value in (option.values() if isinstance(option, Mapping) else (option,)))
 
 
-def table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Paragraph]:
+def native_dropout_table(edits: Sequence[NativeDropoutEdit], unmovable: Sequence[NativeDropout]) -> Iterator[Paragraph]:
     """Yield what a plan shows about native dropout."""
     if not edits and not unmovable:
         return

@@ -24,7 +24,7 @@ from graphreg.planning.dependence import DependenceSlice, dependence_slice
 from graphreg.planning.depth import strengths_by_depth
 from graphreg.planning.harms import harm_lines
 from graphreg.planning.kept import KEEP, Keep, KeptValue, check_keep, kept_values, missed_values
-from graphreg.planning.kept import table as table_of_kept
+from graphreg.planning.kept import kept_table as table_of_kept
 from graphreg.planning.keywords import instances
 from graphreg.planning.matching import (
     SiteCounts,
@@ -43,13 +43,13 @@ from graphreg.planning.native_dropout import (
     NativeDropoutEdit,
     OwnDropout,
     decide,
+    native_dropout_table,
     rates_are_scheduled,
     read_option,
-    table,
 )
 from graphreg.planning.parameter_splices import Readers, check_calls, check_order, replaced_reads
 from graphreg.planning.practically_off import practically_off
-from graphreg.planning.repeats import Repeat, Strengths, lines, lines_beside_native, repeats, warning
+from graphreg.planning.repeats import Repeat, Strengths, lines_beside_native, repeat_lines, repeats, warning
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.regularizer.by_depth import ByDepth
 from graphreg.regularizer.model_inputs import inputs_text
@@ -271,7 +271,7 @@ class Plan(Printed, RenamedAttributes):
         yield Table(("site", "op", "shape", "dtype", "regularizer", "weight", "matched by"), tuple(rows))
         notes = (f"{name}: {note}" for name in self.regularizers for note in self._remarks(name) if note)
         yield Lines((*notes, *self.repeated(), *self.harms()))
-        yield from table(self.native_dropout, self.unmovable)
+        yield from native_dropout_table(self.native_dropout, self.unmovable)
         yield from table_of_kept(self.kept)
         missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         yield Lines((*([self.blocks_text] if self.blocks else []), *filter(None, [self.off_text]), *missed))
@@ -281,7 +281,7 @@ class Plan(Printed, RenamedAttributes):
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""
-        return lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
+        return repeat_lines(self.repeats, self.regularizers, strengths or _planned(self.regularizers, self.edits))
 
     def harms(self, strengths: Strengths | None = None) -> list[str]:
         """Return a line for each kind of known harm that dropout and noise do. ``strengths``: by default, those of the plan."""
@@ -337,14 +337,14 @@ def plan(
     all frozen has no site.
     """
     # The plan of the model as it trains has complained of what is missing.
-    made = decided(traced, regularizers, "ignore" if resting else missing, own_dropout, blocks, resting, keep)
+    made = plan_quietly(traced, regularizers, "ignore" if resting else missing, own_dropout, blocks, resting, keep)
     repeated = warning(made.repeats, made.regularizers, traced.values, _planned(made.regularizers, made.edits))
     for message in filter(None, (repeated, lost_to_checkpoints(traced, made.regularizers))):
         warn(message)
     return made
 
 
-def decided(
+def plan_quietly(
     traced: Traced,
     regularizers: Regularizer | Iterable[Regularizer],
     missing: Missing = "error",

@@ -108,7 +108,7 @@ def repeats(
     return tuple(repeated)
 
 
-def lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Strengths) -> list[str]:
+def repeat_lines(repeated: Sequence[Repeat], regularizers: Mapping[str, Regularizer], strengths: Strengths) -> list[str]:
     """Return the lines that a plan and a report show.
 
     Of splices alone: one for each of the first three repeats, then the number of other repeats.

@@ -36,13 +36,13 @@ def by_recipe(function: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     keywords = merged(*by_kind[inspect.Parameter.VAR_KEYWORD].values())
     first = by_kind.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, {}).values()  # the model
     given = by_kind[inspect.Parameter.KEYWORD_ONLY]
-    asked = opened(given.pop("recipe")).without(keywords)
+    asked = read_recipe(given.pop("recipe")).without(keywords)
     made = function(*first, *asked.regularizers, *regularizers, **asked.options_for(function, given), **asked.keywords, **keywords)
     asked.set_strengths(made)
     return made
 
 
-def opened(recipe: RecipeLike) -> Recipe:
+def read_recipe(recipe: RecipeLike) -> Recipe:
     """Read a recipe that a user gave as a dict or as the path of a file. A ``Recipe`` is returned unchanged."""
     if isinstance(recipe, Recipe):
         return recipe

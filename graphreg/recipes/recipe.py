@@ -53,8 +53,8 @@ def recipe(module: Regulated | Plan) -> dict[str, Any]:
         RegularizerError: An argument cannot be written down, for example a selector that is a function.
     """
     if isinstance(module, Plan):
-        return written(_of_plan(module), {})
-    return written(asked_of(module), changed_strengths(module))
+        return recipe_dict(_of_plan(module), {})
+    return recipe_dict(asked_of(module), changed_strengths(module))
 
 
 def save_recipe(module: Regulated | Plan, path: str | os.PathLike[str]) -> None:
@@ -97,7 +97,7 @@ def _of_plan(plan: Plan) -> Asked:
     return Asked(plan.regularizers, missing=plan.missing, own_dropout=plan.own_dropout, blocks=plan.asked_blocks, keep=plan.keep)
 
 
-def written(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def recipe_dict(asked: Asked, changed: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Return a recipe, given the arguments that a module was made with, and the strengths that were set since, as ``recipe`` does."""
     data: dict[str, Any] = {"recipe": VERSION}
     options: dict[str, Any] = {
@@ -227,11 +227,11 @@ class Recipe:
             penalties=given.get("penalties"), scale=given.get("scale"), eval_penalties=given.get("eval_penalties", False),
         )  # fmt: skip
 
-        # ``written`` takes strengths as sessions have them, with OWN where a recipe has ``**``.
+        # ``recipe_dict`` takes strengths as sessions have them, with OWN where a recipe has ``**``.
         set_since = {name: value if isinstance(value, Mapping) else {ALL: value} for name, value in self.strengths.items()}
         by_site = {name: {OWN if at == ALL else at: each for at, each in sites.items()} for name, sites in set_since.items()}
         groups = given.get("param_groups")
-        return written(asked, by_site) | ({} if groups is None else {"param_groups": groups.to_plain()})
+        return recipe_dict(asked, by_site) | ({} if groups is None else {"param_groups": groups.to_plain()})
 
     def options_for(self, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options to call a function with: those of ``given``, but the recipe's where ``given`` has the default."""

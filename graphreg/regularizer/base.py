@@ -80,8 +80,8 @@ from graphreg.regularizer.by_depth import ByDepth, extremes, has_schedule, read_
 from graphreg.regularizer.engine_options import EngineOptions
 from graphreg.regularizer.formula_arguments import VJP_NAMES, formula_arguments, in_eval_arguments, penalty_arguments
 from graphreg.regularizer.model_inputs import check_given_inputs, check_input_options, input_options, named_inputs
-from graphreg.regularizer.options import STRENGTH, NotGiven, check_names, required, strength_names, taking_strength
-from graphreg.regularizer.sequences import check_options, require_selector
+from graphreg.regularizer.options import STRENGTH, NotGiven, check_option_names, required, strength_names, taking_strength
+from graphreg.regularizer.sequences import check_sequence_options, require_selector
 from graphreg.regularizer.shared_axes import share_axes
 from graphreg.regularizer.units import check_axis
 from graphreg.schedules import VaryingStrength
@@ -193,7 +193,7 @@ class Regularizer:
 
     def __new__(cls, *args: Any, **options: Any) -> Regularizer:
         # Here, because the generated __init__ would raise a TypeError that suggests no names.
-        check_names(cls, args, options)
+        check_option_names(cls, args, options)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -214,7 +214,7 @@ class Regularizer:
         if "steps" in self.takes:
             require_selector(self)
         if {"steps", "lengths", "counted"}.intersection(self.takes) or "time" in self.engine_options.share_axes:
-            check_options(self)
+            check_sequence_options(self)
         if "units" in self.takes:
             check_axis(self)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from graphreg.errors import RegularizerError, warn
 from graphreg.regularizer.model_inputs import input_options
-from graphreg.regularizer.sequences import check_arguments
+from graphreg.regularizer.sequences import check_call_arguments
 
 SUPPLIED = {"values": ("z", "values", "weight"), "parameters": ("w", "values", "weight")}
 OF_SPLICES = {"values": ("noise", "units", "state", "lengths", "module_input", "previous"), "parameters": ("noise", "state")}
@@ -55,7 +55,7 @@ def formula_arguments(cls: Any, is_splice: bool, options: Sequence[str], makes_s
     if is_splice and "units" in names and "share_axes" in options:
         raise RegularizerError(f"{cls.__name__}: share_axes numbers the axes of z, and __call__ takes units, whose axes lie otherwise.")
 
-    check_arguments(cls.__name__, names, options, is_splice)
+    check_call_arguments(cls.__name__, names, options, is_splice)
     return names
 
 

@@ -55,7 +55,7 @@ def taking_strength(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def check_names(cls: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+def check_option_names(cls: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
     """Raise RegularizerError unless a class has all ``options``, given by name, and at most two were given by position."""
     names = option_names(cls)
     unknown = [name for name in options if name not in names]

@@ -238,7 +238,7 @@ def _python_states() -> list[Any]:
 
 
 @contextmanager
-def put_back() -> Iterator[None]:
+def generators_put_back() -> Iterator[None]:
     """Restore the states of torch's, Python's and numpy's generators if the block raises ImpureError."""
     before, numpy = randomness(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None

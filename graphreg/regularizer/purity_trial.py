@@ -15,7 +15,7 @@ from torch import Tensor
 from graphreg.ir.site import Site
 from graphreg.regularizer.base import Penalty, Regularizer, Splice
 from graphreg.regularizer.formula_arguments import VJP_NAMES
-from graphreg.regularizer.purity import ImpureError, put_back, twice, unproven
+from graphreg.regularizer.purity import ImpureError, generators_put_back, twice, unproven
 from graphreg.regularizer.vjp import Vjp
 from graphreg.rng.noise import Noise
 
@@ -64,7 +64,7 @@ def _probed(regularizer: Regularizer, sites: Sequence[Site]) -> bool:
         try:
             # The outcome must not depend on the modes of the caller: in inference mode, for
             # example, no formula could be differentiated.
-            with put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+            with generators_put_back(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
                 warnings.simplefilter("ignore")
                 with torch.autocast("cpu", enabled=False):
                     arguments = _sample_arguments(regularizer, shapes, like)

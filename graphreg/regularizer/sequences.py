@@ -38,7 +38,7 @@ def require_selector(regularizer: Any) -> None:
         )
 
 
-def check_options(regularizer: Any) -> None:
+def check_sequence_options(regularizer: Any) -> None:
     """Raise RegularizerError for a ``time_axis`` or ``lengths`` of the wrong type."""
     kind = type(regularizer).__name__
     axis, lengths = regularizer.engine_options.time_axis, regularizer.engine_options.lengths
@@ -57,7 +57,7 @@ def check_options(regularizer: Any) -> None:
         )
 
 
-def check_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_splice: bool) -> None:
+def check_call_arguments(kind: str, names: Sequence[str], options: Sequence[str], is_splice: bool) -> None:
     """Raise RegularizerError if arguments of ``__call__`` contradict each other or the class's options.
 
     ``steps`` excludes ``units``, and both exclude ``z`` and ``values``. In a splice, the argument

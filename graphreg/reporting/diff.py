@@ -16,7 +16,7 @@ from graphreg.planning.plan import Plan
 from graphreg.reporting.report import applied
 from graphreg.reporting.source import Line, Source, source
 from graphreg.rewriting.strip import without_additions
-from graphreg.runtime.noise_keys import key_of
+from graphreg.runtime.noise_keys import key_rule_of
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.controls import strengths_now
 from graphreg.session.hosts import backend_host, rewritten, rules_of
@@ -188,7 +188,7 @@ def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
 
     ``planned``: whether one of the modules was made from a plan. A plan has no seed, so seeds are then not compared.
     """
-    keys = [None if _is_stripped(module) else key_of(rules_of(module)) for module in (a, b)]
+    keys = [None if _is_stripped(module) else key_rule_of(rules_of(module)) for module in (a, b)]
     ours, theirs = ({} if key is None else dict(zip(key.names, key.streams.tolist(), strict=True)) for key in keys)
     other = [] if planned else [name for name in ours if name in theirs and ours[name] != theirs[name]]
     if other:

@@ -38,7 +38,7 @@ from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call
-from graphreg.tracing.proof.surroundings import Generators, alike
+from graphreg.tracing.proof.surroundings import Generators, comparable_state
 
 log = logging.getLogger("graphreg")
 _WEAK, _STRONG, _BAR = 1e-3, 1.0, 12  # the pulls at which the bar is empty and full, and its length
@@ -176,7 +176,7 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
     if not any(parameter.requires_grad for parameter in parameters_by_name(root, once=True).values()):
         raise RegularizerError("no parameter of the model is trained, so nothing can pull. Call effect before you freeze all of them.")
 
-    with Changes() as changes, changes, _eager(module, root), alike(root) as generators:
+    with Changes() as changes, changes, _eager(module, root), comparable_state(root) as generators:
         for rules in session.graphs():
             if rules.watching is not None:
                 rules.watching.pause(changes)

@@ -9,7 +9,7 @@ from typing import Any
 from graphreg.ir.random_ops import NativeDropout
 from graphreg.ir.selector import strings
 from graphreg.ir.site import Site, dtype_text
-from graphreg.planning.matching import SiteCounts, counted
+from graphreg.planning.matching import SiteCounts, count_of
 from graphreg.planning.native_dropout import NativeDropoutEdit
 from graphreg.planning.plan import Edit
 from graphreg.planning.repeats import Strengths
@@ -49,7 +49,7 @@ def entry(
         here: For a stage of a pipeline, the share of the penalty's sites that are in this stage;
             else 1.
     """
-    every, chosen = totals.of(regularizer.on), counted(sites)
+    every, chosen = totals.of(regularizer.on), count_of(sites)
     share = chosen.elements / every.elements if chosen.elements is not None and every.elements else None
     note = f"strength {by_site} by site" if by_site else regularizer.note(sites, strength * here) if sites else ""
     return Entry(

@@ -17,7 +17,7 @@ from graphreg.ir.roles import value_sites
 from graphreg.ir.selector import Selector, select
 from graphreg.ir.terminal import Lines, Paragraph, Printed
 from graphreg.ir.text_table import Table
-from graphreg.rewriting.monitor_watches import Clock, Watch, place, remove
+from graphreg.rewriting.monitor_watches import Clock, Watch, place_watches, remove
 from graphreg.rewriting.strip import without_additions
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.controls import Regulated
@@ -83,7 +83,7 @@ def monitor(
     usable = [site for site in sites if site.selectable and site.role == "hidden"]
     title = record_of(module).plan.title
     chosen = select(pattern, sites, usable, model=title, who="monitor", usual="the hidden values")
-    return Monitor(inner, [site.name for site in chosen], every, log, near, opened(file))
+    return Monitor(inner, [site.name for site in chosen], every, log, near, opened_file(file))
 
 
 def _check(every: object, log: object, near: object) -> None:
@@ -95,7 +95,7 @@ def _check(every: object, log: object, near: object) -> None:
         raise RegularizerError(f"near={near!r} is not allowed; give a number of 0 or more: |z| at most this counts as near zero.")
 
 
-def opened(file: object) -> TextIO | None:
+def opened_file(file: object) -> TextIO | None:
     """Open the file that the numbers are written to; None for None."""
     if file is None:
         return None
@@ -123,7 +123,7 @@ class Monitor(Printed):
         self._every, self._log, self._file, self._clock = every, log, file, Clock()
         self._taken: list[Tensor | None] | None = None
         remove(module, self._rules)  # a copy of a monitored module has watches, but no monitor
-        self._watches: list[Watch] = place(module, self._rules, sites, near, self._clock)
+        self._watches: list[Watch] = place_watches(module, self._rules, sites, near, self._clock)
         self._rules.watching = self
         self._recompile()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphreg.compiler.settings import changed
+from graphreg.compiler.settings import changed_settings
 from graphreg.errors import GraphRegError, listed
 from graphreg.ir.metadata import addition_of, own_name
 from graphreg.ir.shape_guards import fixed
@@ -195,7 +195,7 @@ def _cost(inner: fx.GraphModule, plan: Plan) -> tuple[Cost | None, str]:
 
 def _settings(module: Regulated) -> Sequence[str]:
     """Return a note on the settings of torch that are not at their default and may make the masks of native dropout wrong."""
-    settings, native = changed(), native_draws(module)
+    settings, native = changed_settings(), native_draws(module)
     if not settings or not native:
         return []
     names = listed([each.site.name for each in native])

@@ -11,7 +11,7 @@ from torch import nn
 
 from graphreg.errors import OtherInputs
 from graphreg.ir.module_record import RULES, state_of
-from graphreg.ir.serialize import copied
+from graphreg.ir.serialize import copied_graph
 from graphreg.rewriting.strip import strip_graph
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.session.hosts import graphs_of, in_place_host, rules_of
@@ -100,7 +100,7 @@ def prove_mode(module: RewrittenModule, model: nn.Module, mode: str, call: Argum
 
 def claim_of(module: RewrittenModule, model: nn.Module, mode: str) -> Claim:
     """Return the claim that a module's graph of one mode, without the additions, computes what ``model`` computes."""
-    graph = copied(graphs_of(module).get("both") or graphs_of(module)[mode])
+    graph = copied_graph(graphs_of(module).get("both") or graphs_of(module)[mode])
     strip_graph(graph)
     record = rules_of(module).build_record
     assert record is not None

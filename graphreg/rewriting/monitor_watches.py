@@ -1,6 +1,7 @@
-"""Watches, the runtime modules that measure values for ``graphreg.monitor``. ``place`` adds them to a module, ``remove`` takes them out.
+"""Watches, the runtime modules that measure values for ``graphreg.monitor``.
 
-A watch returns nothing to the graph. It keeps one small tensor, which the monitor turns into numbers only when somebody asks for them.
+``place_watches`` adds them to a module, and ``remove`` takes them out. A watch returns nothing to the graph. It keeps one small tensor,
+which the monitor turns into numbers only when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def kept(z: Tensor, y: Tensor) -> Tensor:
     return ((y != 0) & there).sum().to(accumulation(z.dtype)) / there.sum()
 
 
-def place(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
+def place_watches(module: RewrittenModule, rules: Rules, sites: Sequence[str], near: float, clock: Clock) -> list[Watch]:
     """Put a watch at each of the sites in all graphs, one at the penalties and one at the clock. The caller must recompile the module.
 
     ``near``: an element counts as near zero if |z| <= ``near``. ``clock``: decides which calls are measured.

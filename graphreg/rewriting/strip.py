@@ -10,7 +10,7 @@ from torch import fx, nn
 from graphreg.errors import GraphRegError
 from graphreg.ir.metadata import is_marked, is_replaced_call
 from graphreg.ir.module_record import RULES, specialized_arguments, state_of
-from graphreg.ir.serialize import copied
+from graphreg.ir.serialize import copied_graph
 from graphreg.rewriting.invariants import replaced_by
 from graphreg.rewriting.substitute import restore
 from graphreg.runtime.result import output_of
@@ -49,7 +49,7 @@ def without_additions(module: nn.Module) -> RewrittenModule:
     rewritten_module = rewritten(module)
     graphs = {}
     for mode, graph in graphs_of(rewritten_module).items():
-        copy = copied(graph)
+        copy = copied_graph(graph)
         strip_graph(copy)
         copy.lint()
         graphs[mode] = copy

@@ -10,7 +10,7 @@ from torch import fx
 
 from graphreg.ir.layer_calls import LAYER, PARAMETERS
 from graphreg.ir.metadata import Kind, is_kind, is_replaced_call, unmark
-from graphreg.ir.serialize import copied
+from graphreg.ir.serialize import copied_graph
 
 # the keyword arguments that a replaced call has in addition
 _OURS = {Kind.NATIVE: ("noise", "clock"), Kind.CALL: (LAYER, PARAMETERS)}
@@ -28,7 +28,7 @@ def restored(graph: fx.Graph) -> fx.Graph:
     """Return a copy of the graph in which all nodes of the model do what they do in the model; the graph itself if no call was replaced."""
     if not any(map(is_replaced_call, graph.nodes)):
         return graph
-    copy = copied(graph)
+    copy = copied_graph(graph)
     for node in filter(is_replaced_call, copy.nodes):
         restore(node)
     return copy
@@ -36,7 +36,7 @@ def restored(graph: fx.Graph) -> fx.Graph:
 
 def with_native_dropout(graph: fx.Graph) -> fx.Graph:
     """Return a copy of the graph in which native dropouts again call what they call in the model. Calls of layers stay replaced."""
-    copy = copied(graph)
+    copy = copied_graph(graph)
     for node in copy.nodes:
         if is_kind(node, Kind.NATIVE):
             restore(node)

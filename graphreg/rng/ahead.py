@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphreg.rng.hash import blocks, call_words, in_plain_eager, lane_keys, mixed
+from graphreg.rng.hash import call_words, in_plain_eager, index_blocks, lane_keys, mixed
 from graphreg.torch_internals.autograd import version_of
 
 CALLS = 64  # calls whose keys are computed in one batch
@@ -185,7 +185,7 @@ def _masks(keys: Tensor, request: Request) -> tuple[Tensor, ...]:
     """Draw a mask for each row of keys, int32 [calls, 2], as ``Noise.keep`` draws it for one."""
     lane, shape, limit = request
     k0, k1 = lane_keys(keys[:, :1], keys[:, 1:], lane)
-    ((_, _, counter),) = blocks(shape.numel(), 0, keys.device)
+    ((_, _, counter),) = index_blocks(shape.numel(), 0, keys.device)
     drawn = mixed(counter, k0, k1, k1 ^ FLIP)
     return torch.ge(drawn, limit, out=drawn).view(-1, *shape).unbind()
 

@@ -139,7 +139,7 @@ def mixed(counter: Tensor, k0: Tensor, k1: Tensor, k2: Tensor | None = None) -> 
     return x
 
 
-def blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
+def index_blocks(count: int, start: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
     """Yield element indices block by block: (low, high, indices of the elements low to high - 1). The next block overwrites the indices.
 
     ``start``: the index of element 0.
@@ -159,7 +159,7 @@ def words(key: Tensor, count: int, lane: int, start: int) -> Tensor:
     """Hash ``count`` indices from ``start`` on, all below 2**31: int32 [2] key -> int32 [count] random words."""
     k0, k1 = lane_keys(key[0], key[1], lane)
     drawn = torch.empty(count, dtype=torch.int32, device=key.device)
-    for low, high, counter in blocks(count, start, key.device):
+    for low, high, counter in index_blocks(count, start, key.device):
         drawn[low:high] = mixed(counter, k0, k1)
     return drawn
 

@@ -9,7 +9,7 @@ import torch
 
 from graphreg.rng.hash import call_words, kept_words, lane_keys, mix
 from graphreg.torch_internals.dynamo_marks import assume_constant_result
-from graphreg.torch_internals.inductor import lower, pointwise, strides_of
+from graphreg.torch_internals.inductor import pointwise, register_lowerings, strides_of
 
 
 @assume_constant_result
@@ -21,7 +21,7 @@ def lowers() -> bool:
     draws are then traced as ordinary operators.
     """
     ours = torch.ops.graphreg
-    return lower({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})
+    return register_lowerings({ours.bits.default: _lower_bits, ours.keep.default: _lower_keep, ours.next_keys.default: _lower_keys})
 
 
 def _lower_bits(key: Any, shape: Sequence[Any], lane: int, start: int) -> Any:

@@ -26,8 +26,8 @@ from torch.utils.data import get_worker_info
 from graphreg.errors import GraphRegError, RandomnessError
 from graphreg.rng.ahead import FLIP, SMALL, CallPlace
 from graphreg.rng.hash import (
-    blocks,
     call_words,
+    index_blocks,
     kept_words,
     lane_keys,
     mix,
@@ -275,7 +275,7 @@ class Noise:
         k0, k1 = lane_keys(low_word, high_word, lane)
         k2 = k1 ^ FLIP
         mask = torch.empty(z.numel(), dtype=z.dtype, device=z.device)
-        for low, high, counter in blocks(z.numel(), 0, z.device):
+        for low, high, counter in index_blocks(z.numel(), 0, z.device):
             drawn = mixed(counter, k0, k1, k2)
             mask[low:high] = torch.ge(drawn, limit, out=drawn)  # into int32: a bool result would take longer than all steps before it
         return mask.view(z.shape)

@@ -138,6 +138,9 @@ class AttachRule(nn.Module):
                 )
             if self.training and self.scale is not None and not hasattr(self.scale, "get_scale"):  # an eval loss is not scaled
                 total = total * _as(total, self.share[0] if self.fed else factors(self.scale, reads=self.reads)[1])
+                added = None if is_compiling() else getattr(self.scale, "added", None)
+                if added is not None and total.requires_grad:
+                    added(total)
             return (loss + total.to(loss.dtype),)
         tensors: list[Tensor] = []
         strange: list[str] = []
@@ -170,6 +173,9 @@ class CallScale(Protocol):
 
         ``reads``: the names of the inputs on which the loss depends; see ``AttachRule``.
         """
+
+    def added(self, total: Tensor) -> None:
+        """Take note of the sum of the penalties that an eager call in train mode adds to the loss."""
 
 
 def factors(

@@ -33,7 +33,7 @@ from graphreg.torch_internals.functorch import (
     is_lent,
     is_wrapped,
     transforms,
-    unwrapped,
+    without_levels,
     without_transforms,
 )
 from graphreg.torch_internals.other_threads import is_compiling
@@ -171,7 +171,9 @@ class Counter(RuntimeModule):
         present, step = between_calls(present), between_calls(self.step) + 1
         following = between_calls(self.made_unless_frozen(step, present))
         step = between_calls(step)
-        self._buffers["step"], self._buffers[self.product] = (unwrapped(step), unwrapped(following)) if transforms() else (step, following)
+        if transforms():
+            step, following = without_levels(step), without_levels(following)
+        self._buffers["step"], self._buffers[self.product] = step, following
         return present
 
     @disable(CHUNKED)

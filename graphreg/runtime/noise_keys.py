@@ -114,7 +114,7 @@ class SharedKeyRule(SharedCounter):
         return of_process(key.of_call(self.draws(always)), key.alike, key.position)
 
 
-def key_of(rules: Any) -> KeyRule | None:
+def key_rule_of(rules: Any) -> KeyRule | None:
     """Return the key rule that counts the calls of a graph, given the container of its runtime modules; None if the graph draws nothing."""
     key = rules._modules.get("key")
     if isinstance(key, SharedKeyRule):

@@ -15,7 +15,7 @@ from graphreg.ir.selector import select
 from graphreg.ir.site import Site
 from graphreg.planning.plan import Plan
 from graphreg.runtime.dropout import NativeDropoutRule
-from graphreg.runtime.noise_keys import key_of
+from graphreg.runtime.noise_keys import key_rule_of
 from graphreg.runtime.penalty import Measure, Total
 from graphreg.runtime.rank_layout import Cut
 from graphreg.runtime.rank_placements import DTENSOR, WHOLE, Sharing, Unequal, Unknown, has_parallel_layers, sharings
@@ -220,7 +220,7 @@ class RankMesh:
 
 def rank_notes(rules: Rules) -> list[str]:
     """Return the lines of the report that say which ranks draw the same masks; no lines if each rank draws its own."""
-    key = key_of(rules)
+    key = key_rule_of(rules)
     if key is None or (key.position is None and not key.alike):
         return []
     if key.alike:
@@ -244,7 +244,7 @@ def batch_notes(module: nn.Module, rules: Rules, plan: Plan) -> list[str]:
         rules: The container of its runtime modules.
         plan: Its plan.
     """
-    key = key_of(rules)
+    key = key_rule_of(rules)
     if (key is None or key.position is None) and world_size() == 1:
         return []
     penalties = [name for name, regularizer in plan.regularizers.items() if regularizer.over_batch and regularizer.on == "values"]

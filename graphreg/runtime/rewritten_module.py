@@ -18,13 +18,13 @@ from weakref import WeakValueDictionary
 from torch import Tensor, fx, nn
 
 from graphreg.blocks.block import Block, with_blocks
-from graphreg.blocks.homes import opened
+from graphreg.blocks.homes import opened_paths
 from graphreg.blocks.install import outlined
 from graphreg.blocks.placed_block import new_owner
 from graphreg.compiler.recurrent_lowering import LOWERED, LayerLowering
 from graphreg.errors import GraphRegError, TraceError, listed
 from graphreg.ir.call_structures import CallStructures, CallText
-from graphreg.ir.codegen_fixes import check_arguments, spelled
+from graphreg.ir.codegen_fixes import check_argument_names, spelled
 from graphreg.ir.metadata import caught_errors
 from graphreg.ir.module_record import (
     IGNORED,
@@ -33,9 +33,9 @@ from graphreg.ir.module_record import (
     STATE,
     ModelFacts,
     ModuleRecord,
-    check_names,
+    check_model_names,
     plain,
-    registered,
+    registered_names,
     reserved,
     state_of,
 )
@@ -97,12 +97,12 @@ class RewrittenModule(fx.GraphModule):
         """``owner``, ``structures`` and ``checkpoints`` are as in ``ModuleRecord``.
 
         If ``owner`` is ``""``, the module has block objects in place of the modules that ``blocks`` names."""
-        check_names(model, plain_too=whole_model)
+        check_model_names(model, plain_too=whole_model)
         # Empty, because torch.fx would copy modules, and they are shared below. ``Impl`` ends the
         # name that torch.fx gives the class of a GraphModule.
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__.removesuffix("Impl"))
         self.__dict__[STATE] = _state(model, dict(specialized))
-        self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened(graphs.values(), blocks))
+        self.__dict__[STATE].blocks = tuple(path for path in blocks if path in opened_paths(graphs.values(), blocks))
         self.__dict__[STATE].owner = owner
         self.__dict__[STATE].structures = structures
         self.__dict__[STATE].checkpoints = dict(checkpoints)
@@ -188,7 +188,7 @@ class RewrittenModule(fx.GraphModule):
             if called_compiled is not None:
                 named.append(_emitted(self, called_compiled).globals)
                 compiled[mode], state.compiled_codes[mode] = type(self).forward, self._code
-            check_arguments(graph, "", type(self).__name__)
+            check_argument_names(graph, "", type(self).__name__)
             named.append((python_code := _emitted(self, called)).globals)
             # torch.fx puts the forward on the class and its text into ``_code``. The next graph
             # replaces both.
@@ -197,7 +197,7 @@ class RewrittenModule(fx.GraphModule):
                 state.compiled_codes.setdefault(mode, self._code)
                 define_named_tuples(graph)
                 state.codes[mode] = str(spelled(graph).python_code("self").src)  # what users read has the blocks' operations, too
-            check_arguments(graph, state.codes[mode], type(self).__name__)
+            check_argument_names(graph, state.codes[mode], type(self).__name__)
             self._graph, graph.owning_module = graph, self
         derivatives = list[str]()
         if isinstance(rules := self._modules.get(RULES), Rules):
@@ -456,7 +456,7 @@ def _join_class(module: RewrittenModule, references: tuple[Any, ...]) -> None:
 def _give_way(module: RewrittenModule) -> None:
     """If the model has an attribute with a name of this class (``penalties``, ``graphs``), let the name mean the model's attribute."""
     ours = {name for name in vars(RewrittenModule) if not name.startswith("_")} - reserved() - set(dir(nn.Module))
-    for name in ours.intersection((*registered(module), *module.__dict__)):
+    for name in ours.intersection((*registered_names(module), *module.__dict__)):
         if name == "penalties" and getattr(module._modules.get(RULES), "attach", None) is not None:
             raise TraceError(
                 f"{type(module).__name__} has something called 'penalties', but with penalties='attach', module.penalties() must return "

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.blocks.homes import inlined, opened
+from graphreg.blocks.homes import inlined, opened_paths
 from graphreg.blocks.placed_block import is_block
 from graphreg.errors import listed, warn
 from graphreg.ir.module_record import state_of
@@ -100,7 +100,7 @@ def warn_of_uncalled_checkpoints(rules: Any) -> None:
     if module is None or (state := state_of(module)) is None:
         return
     wrapped = [path for path, inner in named_modules(module) if (within := checkpoint_wrapped(inner)) is not None and not is_block(within)]
-    within_graph = opened(state.graphs.values(), wrapped) if wrapped else ()
+    within_graph = opened_paths(state.graphs.values(), wrapped) if wrapped else ()
     if lost := [path for path in wrapped if path in within_graph]:
         warn(
             f"checkpoint_wrapper was put around {listed(lost, 3)}, and the emitted code runs the operations inside without calling the "

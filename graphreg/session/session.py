@@ -32,7 +32,7 @@ from graphreg.runtime.splice import SpliceRule
 from graphreg.schedules import Schedule
 from graphreg.session.saved import checked_state, clock_of_state, written_state
 from graphreg.session.streams import CallClock, Streams
-from graphreg.session.strengths import OWN, Row, table
+from graphreg.session.strengths import OWN, Row, strength_table
 from graphreg.session.switches import Switches
 from graphreg.torch_internals.patching import Changes
 
@@ -87,7 +87,7 @@ class Session:
     asked: Asked | None = None
 
     def __init__(self, regularizers: Mapping[str, Regularizer], streams: Streams, own_dropout: OwnDropout = "keep") -> None:
-        self.strengths = table(regularizers, own_dropout)
+        self.strengths = strength_table(regularizers, own_dropout)
         self.streams = streams
         self.clock: ClockRule | CallClock | None = None
         self.states: dict[str, State] = {}

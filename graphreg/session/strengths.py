@@ -190,7 +190,7 @@ class Row:
             )
 
 
-def table(regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout) -> dict[str, Row]:
+def strength_table(regularizers: Mapping[str, Regularizer], own_dropout: OwnDropout) -> dict[str, Row]:
     """Return a row for each regularizer, and one for the rates of native dropout if one of them has a schedule."""
     rows = {name: Row(name, regularizer, own_strength(regularizer.weight)) for name, regularizer in regularizers.items()}
     rates = own_dropout.values() if isinstance(own_dropout, Mapping) else (own_dropout,)

@@ -278,10 +278,10 @@ def captured_code(translator: Any, gm: fx.GraphModule) -> CapturedCode:
     stack = getattr(reason, "user_stack", None) or ()
     line = stack[-1].lineno if stack else code.co_firstlineno
     broken = bool(getattr(reason, "graph_break", False))
-    return CapturedCode(function_of(code.co_name), resumed, line, broken, translator.output.local_scope)
+    return CapturedCode(function_name_of(code.co_name), resumed, line, broken, translator.output.local_scope)
 
 
-def function_of(code: str) -> str:
+def function_name_of(code: str) -> str:
     """Return the name of the function that a code object belongs to.
 
     Args:
@@ -291,7 +291,7 @@ def function_of(code: str) -> str:
     return code.removeprefix(RESUMED).rpartition("_at_")[0] if code.startswith(RESUMED) else code
 
 
-def source_of(node: fx.Node) -> tuple[str, list[str]]:
+def input_source(node: fx.Node) -> tuple[str, list[str]]:
     """Return the name of the local variable from which an input of a captured graph comes, and the keys that lead to the input.
 
     For the input ``batch["x"][0]``, the result is ``("batch", ["x", "0"])``. The keys are indices, keys of dicts or names of attributes.

@@ -170,7 +170,7 @@ def batch_positions(level: int, device: torch.device) -> Tensor:
 def _positions(level: int, device: torch.device) -> Tensor:
     size, start = _extent(level)
     counted = torch.arange(start, start + size, dtype=torch.int32, device=device)[:, None]
-    mapped: Tensor = _add_batch_dim(unwrapped(counted), 0, level)
+    mapped: Tensor = _add_batch_dim(without_levels(counted), 0, level)
     return mapped
 
 
@@ -181,7 +181,7 @@ def _extent(level: int) -> tuple[int, int]:
     return size, next((chunk.start for at, chunk in _chunks() if at == level), 0)
 
 
-def unwrapped(tensor: Tensor) -> Tensor:
+def without_levels(tensor: Tensor) -> Tensor:
     """Remove the wrappers of all active grad and jvp levels from a tensor. The tensor must not depend on inputs of a transform.
 
     A grad or jvp level wraps every tensor that is made inside the level. The counter of calls, on which graphreg's noise depends, is used

@@ -37,7 +37,7 @@ def graph_pass(change: Callable[[fx.Graph], object], *files: str) -> Any:
     return Pass()
 
 
-def lower(lowerings_of: Mapping[Any, Lowering]) -> bool:
+def register_lowerings(lowerings_of: Mapping[Any, Lowering]) -> bool:
     """Register lowerings of operators with Inductor. Return False if this is impossible, because Inductor has other internal names.
 
     Inductor does not fuse an operator that has no lowering: the compiled code calls the operator, and writes the operator's inputs and its

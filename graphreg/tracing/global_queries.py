@@ -42,7 +42,7 @@ Answers = Mapping[str, Any]  # answers by the name of the query
 _TRACERS = ("graphreg.", "torch.fx.")
 
 
-def asks(ids: Iterable[int]) -> bool:
+def includes_query(ids: Iterable[int]) -> bool:
     """Return whether a query is among the objects with these ids."""
     return not _ASKED.isdisjoint(ids)
 

@@ -19,7 +19,7 @@ from torch.fx.proxy import Attribute
 from graphreg.torch_internals.modules import forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.torch_modes import jit_namespace
-from graphreg.tracing.global_queries import asks
+from graphreg.tracing.global_queries import includes_query
 from graphreg.tracing.side_effects.reachable_state import is_foreign_name, is_foreign_namespace
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.questions import class_of, has_attribute, is_callable
@@ -192,7 +192,7 @@ def _variables(namespace: Globals) -> _Variables:
 def _looked_at(ids: tuple[int, ...], values: list[Any]) -> _Variables:
     imported = _distinct_globals(value for value in values if not issubclass(type(value), types.ModuleType))
     packages = frozenset(_home(place).package for place in imported if not is_foreign_namespace(place))
-    return _Variables(hash(ids), _distinct_globals(values), packages, asks(ids))
+    return _Variables(hash(ids), _distinct_globals(values), packages, includes_query(ids))
 
 
 class _Home(NamedTuple):

@@ -119,7 +119,7 @@ class Reads:
         """Within the context, record the reads and writes that the code of this thread makes. ``arguments``: those of the call."""
         kinds: set[type] = set()
         thread = threading.get_ident()
-        self.roots = roots_of(arguments)
+        self.roots = undescribed_roots(arguments)
         modules = [inner for root in (model, *self.roots) if isinstance(root, nn.Module) for inner in root.modules()]
         hooks = (getattr(hook, "__func__", hook) for module in modules for hook in forward_hooks(module))
         self._hooks = {hook.__code__ for hook in hooks if type(hook) is types.FunctionType}
@@ -209,7 +209,7 @@ class Reads:
         return bool(kind.__flags__ & made) and not kind.__flags__ & fixed and kind not in self._refused
 
 
-def roots_of(arguments: Any) -> list[Any]:
+def undescribed_roots(arguments: Any) -> list[Any]:
     """Return what arguments lead to and the structure of the call does not describe: what it compares by identity, and users' classes."""
     roots: dict[int, Any] = {}
     for value, _, is_data in parts(arguments):

@@ -19,7 +19,7 @@ from graphreg.errors import GraphRegError, OtherInputs, RenamedAttributes, Trace
 from graphreg.ir.comparison import digest
 from graphreg.ir.contents import contents_of, copied_contents, may_change, parts
 from graphreg.ir.module_calls import record_stacks
-from graphreg.ir.module_record import PLACED, RULES, check_names, specialized_arguments, state_of
+from graphreg.ir.module_record import PLACED, RULES, check_model_names, specialized_arguments, state_of
 from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, is_stack
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts, try_drop_paths
@@ -229,7 +229,7 @@ def traced_for_call(
 ) -> Traced:
     """Do what ``traced_for_proof`` does, for the arguments of a call. ``inputs``: arguments that are no tensors, and not specialized."""
     warn_if_untested()
-    check_model(model)
+    check_traceable(model)
     refuse_arguments(model, call)
     with Changes() as changes, changes:
         # first of all, since other threads of the process see what the lines below change
@@ -642,7 +642,7 @@ def _with_defaults(model: nn.Module, call: Arguments, specialized: Mapping[str, 
     return bound.args, bound.kwargs
 
 
-def check_model(model: object) -> None:
+def check_traceable(model: object) -> None:
     """Raise TraceError if a model cannot be traced: it is wrapped, compiled, sharded or rewritten already, or another tracer runs here."""
     if not isinstance(model, nn.Module):
         what = (
@@ -692,7 +692,7 @@ def check_model(model: object) -> None:
             "counts or profiles). A trace would run it on stand-ins, and the graph would contain what it does, beside the calls at which "
             "it runs anyway. Trace before it is registered: call graphreg.regularize there, or once a model that is regularized in place."
         )
-    check_names(model)
+    check_model_names(model)
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         raise TraceError(f"{type(model).__name__} has no forward, so there is nothing to trace.")
     if has_backward_hooks(model):

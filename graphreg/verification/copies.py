@@ -19,7 +19,7 @@ def title(model: object) -> str:
     return type(model).__name__.removesuffix("Impl") if isinstance(model, nn.Module) else shown(model)
 
 
-def copied(model: M, memo: dict[int, Any] | None = None) -> M:
+def copied_model(model: M, memo: dict[int, Any] | None = None) -> M:
     """Return a copy of a model without its gradients. ``memo``: the memo for ``copy.deepcopy``."""
     try:
         twin = copy.deepcopy(model, memo)
@@ -39,7 +39,7 @@ def own_forward(model: nn.Module) -> nn.Module:
     The copy of such a model has no hooks of its own, and nothing that has wrapped its forward: calls run
     them around the graph, which does not contain them.
     """
-    twin = copied(model)
+    twin = copied_model(model)
     if PLACED in vars(twin):
         # The model's class was replaced by one whose calls run the graph.
         object.__setattr__(twin, "__class__", getattr(type(twin), ORIGINAL))

@@ -16,7 +16,7 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in parameters_by_name(module).items() if not name.startswith(f"{RULES}.")}
 
 
-def changed(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
+def first_change(expected: nn.Module, ours: nn.Module, attributes: bool = False) -> str:
     """Describe the first difference between the parameters and buffers of two models; ``""`` if there is none.
 
     ``attributes``: whether to compare tensors in plain attributes, too.

@@ -30,13 +30,13 @@ from graphreg.session.hosts import graphs_of, in_place_host, regularized, rewrit
 from graphreg.torch_internals.modules import buffers_by_name, original_of, parameters_by_name
 from graphreg.tracing.fake_inputs import Arguments, arguments
 from graphreg.tracing.proof.first_difference import culprit, steps_of_graph, steps_of_model
-from graphreg.tracing.proof.surroundings import alike
-from graphreg.tracing.proof.values import difference, leaves, snapshot, tensors
-from graphreg.verification.copies import M, copied, own_forward, title
+from graphreg.tracing.proof.surroundings import comparable_state
+from graphreg.tracing.proof.values import detached_copy, difference, leaves_with_places, tensors
+from graphreg.verification.copies import M, copied_model, own_forward, title
 from graphreg.verification.gradients import backward, freed_if_equal
 from graphreg.verification.rounding import is_rounding
 from graphreg.verification.shared_parameters import SharedParameters
-from graphreg.verification.state import attribute, attributes_of, changed, differing_parameter, dotted, parameters_of
+from graphreg.verification.state import attribute, attributes_of, differing_parameter, dotted, first_change, parameters_of
 
 CALLS: Mapping[str, int] = {"train": 2, "eval": 3}  # calls in each mode: more than one, because a call may change what the next computes
 REVERSED = 3  # this call has the batch in reverse order: with equal inputs, a value left over from an earlier call would look right
@@ -84,7 +84,7 @@ def verify(model: nn.Module, module: nn.Module, /, *args: Any, example_inputs: A
         raise GraphRegError(
             f"verify compares with the model that regularize was given, not with {title(bare)}: graphreg.verify(model, module, *inputs)."
         )
-    if change := changed(bare, inner):
+    if change := first_change(bare, inner):
         raise GraphRegError(
             f"this module was not made from this {title(bare)}, or the model was changed since: {change}. Give verify the model that "
             "regularize was given: the rewritten module has the same parameters and buffers as that model."
@@ -108,7 +108,7 @@ def validate(before: nn.Module, model: nn.Module, module: fx.GraphModule, exampl
 
     First check that tracing has not changed ``model``.
     """
-    if change := changed(before, model, attributes=True):
+    if change := first_change(before, model, attributes=True):
         raise GraphRegError(f"tracing {title(model)} has changed it: {change}. Give regularize a copy, and please report this.")
     call = arguments(example_inputs)
     assert call is not None
@@ -148,7 +148,7 @@ class Validation:
 
     def run(self) -> None:
         """Compare in both modes, and in each form of the rewritten module (``FORMS``)."""
-        with alike(self.model):
+        with comparable_state(self.model):
             for mode in CALLS if not why_not_in_eval(graphs_of(self.module)) else ("train",):  # in place, eval mode may have no graph
                 for form in self._forms(mode):
                     try:
@@ -192,14 +192,14 @@ class Validation:
 
     def _model(self, mode: str, alone: bool = False) -> nn.Module:
         """Return a copy of the model. ``alone``: whether it has parameters of its own, rather than the shared ones."""
-        return self._in_mode(copied(self.model, {} if alone else self.shared.memo()), mode)
+        return self._in_mode(copied_model(self.model, {} if alone else self.shared.memo()), mode)
 
     def _twin(self, mode: str, form: Form, alone: bool = False) -> fx.GraphModule:
         """Return a copy of the rewritten module that runs in a form of ``FORMS``, with all strengths 0. ``alone``: as in ``_model``."""
         rules = rules_of(self.module)
         outside = [getattr(getattr(rules, "attach", None), "scale", None), rules.watching]  # the GradScaler and the monitor: not copied
         memo = {} if alone else self.shared.memo()
-        twin = copied(self.module, memo | {id(each): None for each in outside if not isinstance(each, (int, float))})
+        twin = copied_model(self.module, memo | {id(each): None for each in outside if not isinstance(each, (int, float))})
         set_to_zero(rules_of(twin))
         for runtime_module in twin.modules():
             if isinstance(runtime_module, SpliceRule):
@@ -256,23 +256,23 @@ class Validation:
         _seed(number)
         output = output_of(twin(*args, **kwargs))
 
-        call = ComparedCall({place: snapshot(leaf) for place, leaf in leaves(output, "output")})
-        for place, leaf in [*leaves(args, "args"), *leaves(kwargs, "kwargs")]:
+        call = ComparedCall({place: detached_copy(leaf) for place, leaf in leaves_with_places(output, "output")})
+        for place, leaf in [*leaves_with_places(args, "args"), *leaves_with_places(kwargs, "kwargs")]:
             if isinstance(leaf, Tensor):
-                call.values[f"{place} after the call"] = snapshot(leaf.detach())
-        call.values |= {f"the buffer {n}": snapshot(b) for n, b in buffers_by_name(twin).items() if not n.startswith(f"{RULES}.")}
+                call.values[f"{place} after the call"] = detached_copy(leaf.detach())
+        call.values |= {f"the buffer {n}": detached_copy(b) for n, b in buffers_by_name(twin).items() if not n.startswith(f"{RULES}.")}
 
         # Compare attributes whose tensor the call wrote into, but not those that the forward assigned anew: graphreg does not promise
         # that a rewritten module repeats assignments.
         for path, name, tensor, was in before:
             if getattr(twin.get_submodule(path), name, None) is tensor and difference(was, tensor.detach()):
-                call.values[f"the attribute {dotted(path, name)}"] = snapshot(tensor.detach())
+                call.values[f"the attribute {dotted(path, name)}"] = detached_copy(tensor.detach())
 
         # In the module, the attributes to look at are those that the model's call has written into.
         if expected is not None:
             for place in expected.values:
                 if place.startswith("the attribute "):
-                    call.values[place] = snapshot(attribute(twin, place.removeprefix("the attribute ")))
+                    call.values[place] = detached_copy(attribute(twin, place.removeprefix("the attribute ")))
 
         # If the model's own backward pass fails, there is nothing to compare the module's with.
         if expected is None:
@@ -291,7 +291,7 @@ class Validation:
         """Return copies of args and kwargs, and the leaf tensors in which the inputs' gradients accumulate, by the place of the input."""
         memo, inputs = dict[int, Any](), dict[str, Tensor]()
         batch = next((t.shape[0] for t in tensors(self.call) if t.dim()), None) if number == REVERSED else None
-        for place, leaf in [*leaves(self.call[0], "args"), *leaves(self.call[1], "kwargs")]:
+        for place, leaf in [*leaves_with_places(self.call[0], "args"), *leaves_with_places(self.call[1], "kwargs")]:
             if not isinstance(leaf, Tensor) or id(leaf) in memo:
                 continue
             clone = leaf.detach().clone()

@@ -23,7 +23,7 @@ from torchvision.ops import StochasticDepth
 
 import graphreg
 from graphreg import Diagnosis, GraphRegError, RegularizerError, doctor
-from graphreg.compiler.settings import NAMES, changed, setting, snapshot
+from graphreg.compiler.settings import NAMES, changed_settings, setting, settings_snapshot
 from graphreg.diagnosis.probes import Probed, measure
 
 X = torch.linspace(-1, 1, 48).view(6, 8)
@@ -277,7 +277,7 @@ def everything(module: nn.Module) -> list[Any]:
     tensors = [*module.parameters(), *module.buffers(), *(p.grad for p in module.parameters())]
     held = [None if t is None else t.detach().clone() for t in tensors]
     modes = [m.training for m in module.modules()]
-    return [held, modes, graphreg.rng_state(module), torch.get_rng_state(), random.getstate(), snapshot()]
+    return [held, modes, graphreg.rng_state(module), torch.get_rng_state(), random.getstate(), settings_snapshot()]
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
@@ -467,13 +467,13 @@ def test_the_report_names_settings_where_the_model_draws_by_itself() -> None:
 
 
 def test_settings() -> None:
-    assert not changed() and setting("torch._inductor.config", "not_in_this_torch") is None
+    assert not changed_settings() and setting("torch._inductor.config", "not_in_this_torch") is None
     with budget():
         pass  # what torch's patch sets back counts as set from then on, as the default that it is
-    before = snapshot()
+    before = settings_snapshot()
     with budget():
-        assert [str(each) for each in changed()] == [f"{BUDGET} = 0.5 (default 1.0)"] and snapshot() != before
-    assert snapshot() == before
+        assert [str(each) for each in changed_settings()] == [f"{BUDGET} = 0.5 (default 1.0)"] and settings_snapshot() != before
+    assert settings_snapshot() == before
 
 
 def test_an_experiment_has_code_of_its_own() -> None:

@@ -23,7 +23,7 @@ from geometry import check_geometry
 from graphreg import GraphRegError
 from graphreg.drawing.layout import Arrangement, arrange
 from graphreg.drawing.render import COLOURS, colour
-from graphreg.drawing.scene import IN, OUT, Box, Picture, lines, picture, text_width, unfolded
+from graphreg.drawing.scene import IN, OUT, Box, Picture, label_lines, picture, text_width, unfolded
 from graphreg.drawing.view import viewed
 from graphreg.passes import BernoulliDropout, HiddenL1
 
@@ -58,7 +58,8 @@ def test_a_picture_in_full() -> None:
     assert [(link.start, link.end) for link in made.boxes["/"].links] == [
         ("x", "a"), ("x", "b"), ("a", "relu"), ("relu", "add"), ("b", "relu_1"), ("relu_1", "add"), ("add", "$output"),
     ]  # fmt: skip
-    assert [lines(made, key) for key in ("x", "a", "add", "$output")] == [("x", "input"), ("a", "Linear"), ("add", ""), ("output", "")]
+    shown = [label_lines(made, key) for key in ("x", "a", "add", "$output")]
+    assert shown == [("x", "input"), ("a", "Linear"), ("add", ""), ("output", "")]
     assert {key: [badge.text for badge in badges] for key, badges in made.badges.items()} == {"relu": ["dropout 0.1", "hidden_l1 0.2"]}
     assert made.regularizers == {
         "dropout": "BernoulliDropout 0.1 on 'relu', 1 site", "hidden_l1": "HiddenL1 0.2 on 'relu', 1 site"
@@ -86,7 +87,7 @@ def test_a_list_that_the_parent_loops_over_is_drawn_in_order(tmp_path: Path) -> 
     assert not any(link.back for box in made.boxes.values() for link in box.links)
     assert [pair for pair in links if pair[0] in run[:8]] == list(pairwise(run[:9]))
     assert {("nested.0.1", "blocks.0/"), ("nested.0.1", "add"), ("blocks.0/", "add"), ("add", "blocks.1/"), ("add_1", "chain/")} < {*links}
-    named = [lines(made, key)[0] for key in ("layers.1", "nested.0.1", "blocks.1/", "blocks.1.a")]
+    named = [label_lines(made, key)[0] for key in ("layers.1", "nested.0.1", "blocks.1/", "blocks.1.a")]
     assert named == ["layers.1", "nested.0.1", "blocks.1 Half", "a"]
     assert unfolded(made, 1) == {"/"} and unfolded(made, 2) == {"/", "chain/", "heads/"}
     # a list whose parts follow one another is a box, and so is one whose parts stand beside one another
@@ -110,8 +111,8 @@ def test_sizes_keys_and_totals_are_not_drawn() -> None:
     kinds = {"key", "total", "no tensor", "splice", "read", "other"}
     assert {node.get("why_not") or node.get("added") or node["kind"] for node in nodes} == kinds
     assert {node["op"] for node in nodes if node["kind"] == "other"} == {"decided_count"}  # ``b, t = x.shape`` asserts two
-    assert lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 rate 0.1 native: seeded")
-    assert lines(made, "h.0/") == ("0 Block", "20 inside") and lines(made, "h/") == ("h Block × 12", "240 inside")
+    assert label_lines(made, "h.0.drop") == ("drop", "Dropout 2x7x16 rate 0.1 native: seeded")
+    assert label_lines(made, "h.0/") == ("0 Block", "20 inside") and label_lines(made, "h/") == ("h Block × 12", "240 inside")
     assert [badge.text for badge in made.badges["h.0.qkv"]] == ["weight: weight_l2 0.0001"]
 
 
@@ -136,7 +137,7 @@ def test_nothing_overlaps_and_labels_fit(name: str, level: int | None) -> None:
     check_geometry(places, {key: around.get(key) for key in places})
     for key, place in arranged.places.items():
         if key not in opened:
-            first, second = lines(made, key)
+            first, second = label_lines(made, key)
             small = [second, *(badge.text for badge in made.badges.get(key, ()))]
             assert max(1.1 * text_width(first), *(0.9 * text_width(text) for text in small)) <= place.width, key
     check_lines(arranged)

@@ -17,7 +17,7 @@ from graphreg import GraphRegError
 from graphreg.drawing.columns import in_columns
 from graphreg.drawing.fold import CROWDED, runs
 from graphreg.drawing.layout import WIDEST, arrange
-from graphreg.drawing.scene import Picture, lines, picture, unfolded
+from graphreg.drawing.scene import Picture, label_lines, picture, unfolded
 from graphreg.drawing.view import viewed
 from graphreg.passes import BernoulliDropout
 
@@ -54,21 +54,21 @@ def dropped(*pattern: str) -> Picture:
 
 def test_equal_blocks_are_one_box() -> None:
     made = dropped("h.*.ln1")
-    assert unfolded(made) == {"/"} and lines(made, "h/")[0] == "h Block × 8" and made.boxes["h/"].acts == {"dropout": 8}
+    assert unfolded(made) == {"/"} and label_lines(made, "h/")[0] == "h Block × 8" and made.boxes["h/"].acts == {"dropout": 8}
     assert made.boxes["h/"].children == [f"h.{i}/" for i in range(8)]  # unfolded, each is a box of its own
 
 
 def test_where_a_regularizer_acts_in_some_blocks_only() -> None:
     """Blocks with it and blocks without it are not equal, so that a reader sees which have it."""
     made = dropped("h.[0-2].ln1")
-    assert [lines(made, key) for key in made.boxes["h/"].children] == [("Block × 3", "0 … 2"), ("Block × 5", "3 … 7")]
+    assert [label_lines(made, key) for key in made.boxes["h/"].children] == [("Block × 3", "0 … 2"), ("Block × 5", "3 … 7")]
     first, second = (made.boxes[key] for key in made.boxes["h/"].children)
     assert first.acts == {"dropout": 3} and not second.acts and first.kind == "repeats" and made.around("h.2.qkv")[-1] == "h.2/"
 
 
 def test_blocks_that_alternate() -> None:
     made = dropped("h.[0246].ln1")
-    assert lines(made, "h/")[0] == "h 2 Block × 4" and made.boxes[made.boxes["h/"].children[0]].children == ["h.0/", "h.1/"]
+    assert label_lines(made, "h/")[0] == "h 2 Block × 4" and made.boxes[made.boxes["h/"].children[0]].children == ["h.0/", "h.1/"]
 
 
 class Masked(nn.Module):
@@ -88,7 +88,7 @@ class Masked(nn.Module):
 def test_arithmetic_on_integers_and_masks_is_one_box() -> None:
     made = picture(viewed(graphreg.trace(Masked(), (IDS, torch.ones(2, 7, 4)))))
     folded = [box for box in made.boxes.values() if box.kind == "arithmetic"]
-    assert [lines(made, box.key)[0] for box in folded] == ["integer and mask arithmetic"]
+    assert [label_lines(made, box.key)[0] for box in folded] == ["integer and mask arithmetic"]
     inside = set(folded[0].children)
     assert {"ne", "long", "cumsum", "gt", "float", "unsqueeze"} <= inside and not {"table", "any", "gt_1", "x"} & inside
     assert not any(link.back for box in made.boxes.values() for link in box.links)
@@ -118,7 +118,7 @@ def test_a_long_sequence_has_parts() -> None:
     made = picture(viewed(Long()))
     assert len(made.boxes["/"].children) <= CROWDED and max(len(box.children) for box in made.boxes.values()) <= CROWDED
     assert len(made.nodes) == 402 and made.boxes["/"].nodes == 402
-    first, second = lines(made, made.boxes["/"].children[0])
+    first, second = label_lines(made, made.boxes["/"].children[0])
     assert re.fullmatch(r"part 1 of \d+", first) and second.startswith("x … ")
     assert picture(viewed(Long(30))).boxes.keys() == {"/"}  # a small one is shown as it is
 

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 import graphreg  # noqa: E402
 from graphreg import TraceError  # noqa: E402
-from graphreg.tracing.proof.values import difference, leaves  # noqa: E402
+from graphreg.tracing.proof.values import difference, leaves_with_places  # noqa: E402
 
 WORDS: dict[str, Any] = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2}
 SMALL: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -35,7 +35,7 @@ def made(kind: str) -> Any:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    ours, theirs = dict(leaves(one, "output")), dict(leaves(other, "output"))
+    ours, theirs = dict(leaves_with_places(one, "output")), dict(leaves_with_places(other, "output"))
     assert list(ours) == list(theirs)
     assert not [place for place, value in theirs.items() if difference(value, ours[place])]
 

@@ -23,7 +23,7 @@ from traces_left import seen, stored
 import graphreg
 from graphreg import GraphRegError, NoMatchError, RegularizerError, TraceError
 from graphreg.in_place import placed
-from graphreg.in_place.calls import CallForm, readable
+from graphreg.in_place.calls import CallForm, structure_text
 from graphreg.in_place.structure import traced_for
 from graphreg.passes import BernoulliDropout, HiddenL1
 from pages import run_page
@@ -675,7 +675,7 @@ def test_other_constants_are_other_structures() -> None:
     ]  # fmt: skip
     keys = [form.key((torch.zeros(2, 3),), {"k": constant}) for constant in constants]
     assert len(set(keys)) == len(keys) and not any("." in key for key in keys)
-    assert readable(form.key((torch.zeros(2, 3),), {"k": "a.·b"})) == "(x=float32[2], k='a.·b')"
+    assert structure_text(form.key((torch.zeros(2, 3),), {"k": "a.·b"})) == "(x=float32[2], k='a.·b')"
 
 
 def test_a_forward_that_is_replaced_on_a_submodule_is_noticed() -> None:

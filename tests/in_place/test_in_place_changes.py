@@ -798,6 +798,27 @@ def test_what_the_forward_assigns_is_named(regularize: Any, monkeypatch: pytest.
         assert graphs(model) == 1 and model.n == 1
 
 
+class Grows(Net):
+    """Keeps a table that is long enough for all calls so far."""
+
+    table = torch.ones(2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) > len(self.table):
+            self.table = torch.ones(len(x), 1)
+        return self.last(self.a(x)) * self.table[: len(x)]
+
+
+def test_what_only_a_later_graph_assigns_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = lines(monkeypatch)
+    model = graphreg.regularize_(Grows(), hidden_l2=0.1, penalties="return")
+    model(X[:2])
+    assert not any(line.startswith("not assigned") for line in text)
+    for _ in range(2):
+        model(X)
+    assert text.count("not assigned: table. The forward assigns this, and the graph does not") == 1
+
+
 class Collects(Net):
     def __init__(self) -> None:
         super().__init__()

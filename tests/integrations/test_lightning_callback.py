@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from graphreg import GraphRegError
 
 lightning = pytest.importorskip("lightning", reason="pip install 'graphreg[trainers]'")
 from graphreg.integrations.lightning import RegularizerCallback  # noqa: E402
+from graphreg.integrations.parts import warn_of_no_call  # noqa: E402
 
 pytestmark = ADVICE_IGNORED
 
@@ -59,6 +61,30 @@ class Holds(Classifier):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.net(x)
         return y
+
+
+class CallsNet(Classifier):
+    """``training_step`` calls a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(self.hid, nn.ReLU(), self.out)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:penalties=.attach.. the model returns no loss:UserWarning")
+@pytest.mark.parametrize("path", ["", "net"])
+def test_a_regularized_module_that_no_step_calls(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warn_of_no_call.cache_clear()
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: warnings.append(text % args))
+    module = CallsNet()
+    graphreg.regularize_(module.get_submodule(path), hidden_dropout=0.5)
+    fit(module, tmp_path, RegularizerCallback())
+    told = "no regularized module was called in train mode in this step, so no regularizer acts. The model itself is regularized: "
+    assert [warning.startswith(told) for warning in warnings] == ([] if path else [True])
 
 
 def classifier() -> Classifier:

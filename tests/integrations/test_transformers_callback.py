@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from graphreg import GraphRegError, RegularizerError, schedules
 
 pytest.importorskip("accelerate", reason="the Trainer of transformers needs accelerate: pip install 'graphreg[trainers]'")
 transformers = pytest.importorskip("transformers")
-from graphreg.integrations.parts import Parts, tensors_apart  # noqa: E402
+from graphreg.integrations.parts import Parts, tensors_apart, warn_of_unused_loss  # noqa: E402
 from graphreg.integrations.transformers import RegularizerCallback  # noqa: E402
 from language_models import WORDS  # noqa: E402
 from tied_words import tied_words  # noqa: E402
@@ -96,12 +97,12 @@ def by_hand(module: Any, call: dict[str, Any], items: Any) -> tuple[Tensor, Tens
     return F.cross_entropy(logits, call["labels"].flatten(), reduction="sum") / items, sum(penalties.values())
 
 
-def trainer(model: nn.Module, folder: Path, *callbacks: Any, **options: Any) -> Any:
+def trainer(model: nn.Module, folder: Path, *callbacks: Any, kind: Any = transformers.Trainer, **options: Any) -> Any:
     arguments = transformers.TrainingArguments(
         str(folder), **{"per_device_train_batch_size": 1, "max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", "max_grad_norm": 0,
         "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 1, "dataloader_pin_memory": False, **options},
     )  # fmt: skip
-    return transformers.Trainer(model, arguments, callbacks=list(callbacks), train_dataset=SENTENCES)
+    return kind(model, arguments, callbacks=list(callbacks), train_dataset=SENTENCES)
 
 
 def assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
@@ -218,6 +219,34 @@ def test_penalties_have_the_share_of_a_step_with_one_batch(make: Callable[[], nn
         found.append(watch.gradients[0])
     factor = batches if make in (MeanWords, MeanTupleWords) else 1
     torch.testing.assert_close(found[1], {name: gradient * factor for name, gradient in found[0].items()})
+
+
+class OwnLoss(transformers.Trainer):
+    """Computes the loss from the logits, although the model returns one."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        labels = inputs["labels"] if self.args.label_names else inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize(("kind", "keeps_labels"), [(OwnLoss, True), (OwnLoss, False), (transformers.Trainer, True)])
+def test_a_loss_that_the_trainer_does_not_use(kind: Any, keeps_labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties that are added to it train nothing. Without labels the model returns no loss, and they are joined to its logits."""
+    warn_of_unused_loss.cache_clear()
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: warnings.append(text))
+    watch = Watch()
+    for strength in (0.0, 30.0):
+        model = graphreg.regularize_(gpt2(), weight_l2=strength)
+        options = {"label_names": ["labels"] if keeps_labels else [], "gradient_accumulation_steps": 2}
+        trainer(model, tmp_path, watch, RegularizerCallback(), kind=kind, **options).train()
+    found = [watch.gradients[0], watch.gradients[2]]
+    reached = any(not torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+    assert reached is not (kind is OwnLoss and keeps_labels)
+    text = "no backward pass of this step went through this loss, so they train nothing"
+    assert sum(text in warning for warning in warnings) == (not reached)
 
 
 def test_penalties_of_a_classifier_of_transformers(tmp_path: Path) -> None:

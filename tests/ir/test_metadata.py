@@ -26,7 +26,7 @@ from graphreg.ir.metadata import (
     scope_of,
     unmark,
 )
-from graphreg.ir.serialize import copied, freeze, thaw
+from graphreg.ir.serialize import copied_graph, freeze, thaw
 from graphreg.ir.site import Label
 
 FIRST, SECOND = Label("layer.relu", "relu"), Label("layer", "Layer", ("out", "0"), False, "layer")
@@ -81,7 +81,7 @@ def test_they_go_through_copies_and_pickles() -> None:
     x = node()
     label_site(x, "layer", FIRST)
     mark(x, Addition(Kind.SPLICE, "dropout", "relu"))
-    for graph in (copy.deepcopy(x.graph), copied(x.graph), thaw(pickle.loads(pickle.dumps(freeze(x.graph))))):
+    for graph in (copy.deepcopy(x.graph), copied_graph(x.graph), thaw(pickle.loads(pickle.dumps(freeze(x.graph))))):
         first = next(iter(graph.nodes))
         assert own_labels(first) == (FIRST,) and addition_of(first) == Addition(Kind.SPLICE, "dropout", "relu")
 

@@ -13,6 +13,17 @@ from two_layers import text
 Z = torch.arange(24.0).view(2, 3, 2, 2) + 1
 
 
+class ChannelsLast(nn.Module):
+    """A layer of ConvNeXt: between the convolutions, the channels are the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mlp, self.act, self.b = nn.Conv2d(2, 3, 3), nn.Linear(3, 5), nn.GELU(), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.act(self.mlp(self.a(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
+
+
 class Small(nn.Module):
     """Two convolutions, then a head of two layers: the hidden value of the head has no axes of a convolution."""
 
@@ -94,3 +105,17 @@ def test_errors() -> None:
         graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), channel_dropout=0.1)
     with pytest.warns(UserWarning, match=r"acts 2 times in a row on one value \(0, 1\D.*: 0\.25 of it is kept, not 0\.5"):
         graphreg.regularize(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU()), ChannelDropout(["0", "1"], 0.5))
+    x = torch.randn(4, 2, 6, 6)
+    sentence = (
+        r"ChannelDropout at act: the splice takes axis 1 for the channels, and the channels of the convolution are axis 3 here\. "
+        r"Use BernoulliDropout with share_axes=\(1, 2\), which drops whole channels of this value\."
+    )
+    with pytest.raises(graphreg.RegularizerError, match=sentence):
+        graphreg.regularize(ChannelsLast(), ChannelDropout("act", 0.5), example_inputs=x)
+    by_channel = {"pattern": "act", "strength": 0.5, "share_axes": (1, 2)}
+    z = graphreg.regularize(ChannelsLast(), dropout=by_channel, example_inputs=x, keep="act", rng=0)(x).values["act"]
+    assert same_along(z == 0, (1, 2)) and not same_along(z == 0, (3,))
+    plan = graphreg.plan(graphreg.trace(ChannelsLast(), x), [ChannelDropout("*", 0.5)])
+    assert [edit.site.name for edit in plan.edits] == ["a", "permute_1"]
+    # nothing is known of the channels that Linear makes
+    graphreg.regularize(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), ChannelDropout("0", 0.5), example_inputs=torch.randn(4, 5, 2))

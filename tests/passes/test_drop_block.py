@@ -12,6 +12,15 @@ from spliced import acts_in_train_mode_alone, formula, needs_a_rate, refuses, re
 from two_layers import text
 
 
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.act(self.a(x).permute(0, 2, 3, 1)))
+
+
 class Pooled(nn.Module):
     """A map that a convolution reads, and a global average, which is hidden too but no map."""
 
@@ -114,6 +123,9 @@ def test_errors() -> None:
     refuses_value(sentence, DropBlock("0", 0.1), torch.ones(2, 3, 9, 5))
     with pytest.raises(graphreg.NoMatchError, match=r"\(the hidden values that are maps of a 2d convolution\)"):
         graphreg.regularize(nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU(), nn.Conv1d(2, 2, 1)), drop_block=0.1)
+    sentence = r"takes \[batch, channels, height, width\], and the channels of the convolution are axis 3 here\. Select a value where they"
+    with pytest.raises(graphreg.RegularizerError, match=sentence):
+        graphreg.regularize(ChannelsLast(), DropBlock("act", 0.1, block_size=2), example_inputs=torch.randn(2, 2, 6, 6))
 
 
 def test_in_a_row_it_warns() -> None:

@@ -25,7 +25,7 @@ import graphreg
 from graphreg import GraphRegError, NoMatchError, Penalty, RegularizerError, pipeline, schedules
 from graphreg.recipes import files
 from graphreg.recipes.lines import line_of
-from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, Recipe, written
+from graphreg.recipes.recipe import _CHECKS, _OF_THE_CALL, Recipe, recipe_dict
 from graphreg.runtime.build_record import Asked
 from graphreg.session.strengths import OWN
 from pages import DOCS, run_page
@@ -151,7 +151,7 @@ def test_every_regularizer(kind: type[graphreg.Regularizer], data: st.DataObject
     asked = Asked({"a": made}, seeds, *(data.draw(each) for each in (front_end, missing, native, penalties)))
     strength = data.draw(st.just(1.5) | SCHEDULES)
     sites = data.draw(st.dictionaries(st.sampled_from(["x", "layer1.0.relu"]), st.just(0.5) | SCHEDULES, max_size=2))
-    stored = written(asked, {"a": {OWN: strength, **sites}})
+    stored = recipe_dict(asked, {"a": {OWN: strength, **sites}})
     for text, parsed in [
         (json.dumps(stored), json.loads), (files.toml_text(stored), tomllib.loads),
         (yaml.safe_dump(stored, sort_keys=False), yaml.safe_load),

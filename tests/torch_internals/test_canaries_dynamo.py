@@ -115,7 +115,7 @@ def test_captured_code() -> None:
 
 def test_function_of() -> None:
     """How Dynamo names the rest of a function after a graph break. It concerns the error for code that is left to eager."""
-    assert dynamo.function_of("torch_dynamo_resume_in_forward_at_12") == "forward" and dynamo.function_of("forward") == "forward"
+    assert dynamo.function_name_of("torch_dynamo_resume_in_forward_at_12") == "forward" and dynamo.function_name_of("forward") == "forward"
 
 
 def test_callers_of_forward() -> None:
@@ -134,7 +134,7 @@ def test_sources() -> None:
             twin: Any = graph.node_copy(node, twins.__getitem__)
             twins[node] = twin
             if node.op == "placeholder":
-                found.append(dynamo.source_of(node))
+                found.append(dynamo.input_source(node))
                 assert hasattr(node, "_dynamo_source") and not hasattr(twin, "_dynamo_source")
                 dynamo.copy_source(node, twin)
                 assert twin._dynamo_source is node._dynamo_source

@@ -55,7 +55,7 @@ def test_inductor() -> None:
         return inductor.pointwise(x, torch.float32, shape, value)
 
     operator = torch.ops.graphreg_canary.counted.default
-    assert inductor.lower({operator: lowering}) and inductor.lower({operator: lowering})
+    assert inductor.register_lowerings({operator: lowering}) and inductor.register_lowerings({operator: lowering})
     change = inductor.graph_pass(lambda graph: passed.append(len(graph.nodes)), __file__)
     assert isinstance(change.uuid(), bytes) and change.uuid() == inductor.graph_pass(lambda graph: None, __file__).uuid()
     function = torch.compile(

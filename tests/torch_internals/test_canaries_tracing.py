@@ -29,7 +29,7 @@ def test_levels() -> None:
         level = functorch.transform_level()
         assert functorch.transforms() and functorch.innermost_transform() is not None and level is not None
         assert functorch.is_wrapped(x) and functorch.level_of(x) == level and not functorch.is_wrapped(functorch.one_level_below(x))
-        assert functorch.is_wrapped(made := torch.ones(2)) and not functorch.is_wrapped(functorch.unwrapped(made))
+        assert functorch.is_wrapped(made := torch.ones(2)) and not functorch.is_wrapped(functorch.without_levels(made))
         with functorch.without_transforms():
             assert not functorch.transforms()
         return x.sum()

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 import graphreg
 from graphreg import RegularizerError
 from graphreg.ir.site import Names
-from graphreg.ir.source_function import together
+from graphreg.ir.source_function import joined_names
 from lined_net import Block, Net
 
 INPUTS = (torch.zeros(2, 3, 4), torch.zeros(8))
@@ -187,7 +187,7 @@ def test_source_is_a_flag() -> None:
     ],
 )
 def test_together(names: list[str], expected: list[str]) -> None:
-    assert list(together(names)) == expected
+    assert list(joined_names(names)) == expected
 
 
 def expanded(name: str) -> list[str]:
@@ -205,4 +205,4 @@ PARTS = st.sampled_from(["a", "b", "0", "1", "2", "7"])
 
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4).map(".".join), unique=True))
 def test_together_loses_and_invents_no_name(names: list[str]) -> None:
-    assert sorted(each for name in together(names) for each in expanded(name)) == sorted(names)
+    assert sorted(each for name in joined_names(names) for each in expanded(name)) == sorted(names)

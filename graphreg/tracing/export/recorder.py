@@ -64,7 +64,7 @@ from graphreg.tracing.export.patches import refuse_untraceable, single_operation
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import model_globals, number_isinstance
 from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
-from graphreg.tracing.symbolic.factory_tape import attribute_of
+from graphreg.tracing.symbolic.factory_tape import accessed_attribute
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, require_own_parameters, tensors_in
 
 
@@ -239,9 +239,9 @@ class Recorder(TorchFunctionMode):
             if proxy is not None:
                 self.record.returns.setdefault(self._last(), []).extend((name, self._scopes[-1], proxy.node) for name in reads)
 
-            if attribute_of(func) in LEFT_IN_TENSORS and func.__name__ == "__get__" and not called_by_foreign_code():
-                raise KeepOpaque(reads_what_is_left(attribute_of(func)))
-            if attribute_of(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
+            if accessed_attribute(func) in LEFT_IN_TENSORS and func.__name__ == "__get__" and not called_by_foreign_code():
+                raise KeepOpaque(reads_what_is_left(accessed_attribute(func)))
+            if accessed_attribute(func) == "requires_grad" and func.__name__ == "__get__" and not called_by_foreign_code():
                 self._flag(args[0])
             if func is Tensor.stride and not called_by_foreign_code():
                 self.record.asks_layout = True
@@ -300,8 +300,8 @@ class Recorder(TorchFunctionMode):
         such an operation once, while it traces, and leave it out of its graph.
         """
         name = str(getattr(func, "__name__", ""))
-        if name in ("__set__", "__delete__") and attribute_of(func) != "requires_grad":
-            raise KeepOpaque(f"it assigns .{attribute_of(func)} of a tensor, which a graph cannot carry")
+        if name in ("__set__", "__delete__") and accessed_attribute(func) != "requires_grad":
+            raise KeepOpaque(f"it assigns .{accessed_attribute(func)} of a tensor, which a graph cannot carry")
         if name in ("register_hook", "register_post_accumulate_grad_hook"):
             raise KeepOpaque("it registers a hook on a tensor, which a graph cannot carry")
         # the values of the trace are fake tensors, so any other is from outside of the graph

@@ -22,7 +22,7 @@ from graphreg.ir.metadata import add_label, is_labelled, label_site, own_labels,
 from graphreg.ir.module_calls import STACK
 from graphreg.ir.naming import Namer, label_node
 from graphreg.ir.operations import IN_PLACE_NAMES, Operations, function_name, is_in_place
-from graphreg.ir.shape_guards import ASSERTIONS, described
+from graphreg.ir.shape_guards import ASSERTIONS, describe_nodes
 from graphreg.ir.site import Label
 from graphreg.ir.source_location import origin_in_trace
 from graphreg.torch_internals.modules import buffers_by_name
@@ -131,7 +131,7 @@ class Unlifter:
         record_module_calls(self.graph, [(key, record.map(self._element)) for key, record in self.record.module_calls])
         if inputs.conditions is not None:
             self.idle = inputs.conditions.idle_expands(self.graph)
-        described(self.graph, [node for node, _ in inputs.places] if wide else [])
+        describe_nodes(self.graph, [node for node, _ in inputs.places] if wide else [])
         return self.graph
 
     def _assert_flags(self) -> None:

@@ -48,8 +48,8 @@ from graphreg.tracing.fake_inputs import Arguments
 from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
 from graphreg.tracing.proof.other_sizes import other_sizes
-from graphreg.tracing.proof.surroundings import Generators, alike
-from graphreg.tracing.proof.values import difference, leaves, snapshot
+from graphreg.tracing.proof.surroundings import Generators, comparable_state
+from graphreg.tracing.proof.values import detached_copy, difference, leaves_with_places
 from graphreg.tracing.reads import not_recorded
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class
 from graphreg.tracing.side_effects.retrace import StatefulForward, model_restored
@@ -148,7 +148,7 @@ def prove(claim: Claim, call: Arguments, proving: Proving, earlier: Snapshot | N
         return dict.fromkeys(proving.modes, reason)
     reasons = {}
     # the snapshot is taken within ``around``, since each run begins in torch's state of that time
-    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model, earlier) as before:
+    with uncompiled(), comparable_state(claim.model) as generators, proving.around(), model_restored(claim.model, earlier) as before:
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         for mode in proving.modes:
@@ -167,7 +167,7 @@ def accepts(claim: Claim, call: Arguments, proving: Proving) -> bool:
     """
     if _unprovable(claim, call):
         return True
-    with uncompiled(), alike(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
+    with uncompiled(), comparable_state(claim.model) as generators, proving.around(), model_restored(claim.model) as before:
         return all(_Trial(claim, mode, call, before, generators, proving.at_call).accepts() for mode in proving.modes)
 
 
@@ -482,15 +482,15 @@ class _Trial:
                         output = forward(call)
                 if forward == self._call_model:
                     ran.left = self._left(places)
-                ran.values = {place: snapshot(leaf) for place, leaf in leaves(output, "output")}
-                for place, leaf in (*leaves(call[0], "args"), *leaves(call[1], "kwargs")):
+                ran.values = {place: detached_copy(leaf) for place, leaf in leaves_with_places(output, "output")}
+                for place, leaf in (*leaves_with_places(call[0], "args"), *leaves_with_places(call[1], "kwargs")):
                     if isinstance(leaf, Tensor):
-                        ran.values[f"{place} after the call"] = snapshot(leaf.detach())
+                        ran.values[f"{place} after the call"] = detached_copy(leaf.detach())
                 for place, (space, name, copied) in places.items():
                     now = space.get(name) if place.startswith(_BUFFER) else copied
-                    ran.values[f"{place} after the call"] = snapshot(now.detach() if isinstance(now, Tensor) else now)
+                    ran.values[f"{place} after the call"] = detached_copy(now.detach() if isinstance(now, Tensor) else now)
                     if now is not copied:  # the forward assigned another tensor, and somebody may have the one that was there
-                        ran.values[f"the tensor that was {place}"] = snapshot(copied.detach())
+                        ran.values[f"the tensor that was {place}"] = detached_copy(copied.detach())
                 ran.values[_RANDOM_STATE] = torch.get_rng_state()
                 # what is left changed there, the code after the call computes in
                 ran.values |= {f"the change of torch's {name}": repr(value) for name, value in self.before.torchs.changed().items()}

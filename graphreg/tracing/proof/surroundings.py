@@ -42,7 +42,7 @@ class Generators:
 
 
 @contextmanager
-def alike(model: nn.Module) -> Iterator[Generators]:
+def comparable_state(model: nn.Module) -> Iterator[Generators]:
     """Run the block so that a forward and its graph compute the same: with grad mode on, and without torch's fast path of attention.
 
     At the end of the block, the random generators get their old states back.

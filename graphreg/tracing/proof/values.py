@@ -30,7 +30,7 @@ class ContainerShape:
         return f"{self.kind.__name__} of {self.size}"
 
 
-def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def leaves_with_places(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     """Yield every value in a structure with its place, such as ``output['logits']`` or ``output[0].loc``.
 
     For each container, its ``ContainerShape`` is yielded before its contents. The contents of an object that is no container are yielded
@@ -67,10 +67,10 @@ def _contents(value: Any) -> dict[str, Any] | None:
 
 def tensors(value: Any) -> list[Tensor]:
     """Return all tensors in a structure."""
-    return [leaf for _, leaf in leaves(value, "") if isinstance(leaf, Tensor)]
+    return [leaf for _, leaf in leaves_with_places(value, "") if isinstance(leaf, Tensor)]
 
 
-def snapshot(value: Any) -> Any:
+def detached_copy(value: Any) -> Any:
     """Return a detached copy of a tensor, with its ``requires_grad``; return any other value as it is."""
     return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 

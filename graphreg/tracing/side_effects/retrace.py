@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from graphreg.errors import TraceError, first_line, listed
 from graphreg.ir.aliasing import Aliases
-from graphreg.ir.comparison import compared, difference
+from graphreg.ir.comparison import compared, graph_difference
 from graphreg.ir.operations import Operations
 from graphreg.torch_internals.modules import forward_hooks, modules_by_path
 from graphreg.torch_internals.patching import Changes, raise_interrupt
@@ -130,7 +130,7 @@ def _check_next_call(
     for each in (graph, *again):
         _erase_behind_output(each)
     for other in again if changed or before.code.clocks else ():
-        if differing := difference(graph, other):
+        if differing := graph_difference(graph, other):
             raise StatefulForward.of(model, changes, opaque, f" ({differing[1]})")
 
 
@@ -180,7 +180,7 @@ def _check_opaque_state(model: nn.Module, graph: fx.Graph, trace: Callable[[], f
         reason = ""
         try:
             with hooks_leave_stale_values():
-                differing = difference(graph, trace())
+                differing = graph_difference(graph, trace())
         except Exception as error:
             raise_interrupt(error)
             reason, differing = f" ({first_line(error)})", ("", "")

@@ -21,7 +21,7 @@ from graphreg.ir.aliasing import Aliases
 from graphreg.ir.metadata import label_site
 from graphreg.ir.operations import nodes_in
 from graphreg.ir.views_and_writes import ViewsAndWrites
-from graphreg.tracing.symbolic.factory_tape import CURE, Tape, attribute_of
+from graphreg.tracing.symbolic.factory_tape import CURE, Tape, accessed_attribute
 from graphreg.tracing.symbolic.tape_records import TapeEntry
 from graphreg.tracing.tensors import StorageKey, storage_key, tensors_by_path, tensors_in
 
@@ -206,7 +206,7 @@ class _FactoryWriter:
             return self.graph.call_method("clone", (self._value(entry.copy),))
         args, kwargs = self._value(entry.args), self._value(entry.kwargs)
         if name == "__get__":
-            return self.graph.call_function(getattr, (args[0], attribute_of(function)))
+            return self.graph.call_function(getattr, (args[0], accessed_attribute(function)))
         if name in _OPERATORS:
             return self.graph.call_function(_OPERATORS[name], args)
         if is_tensor_method_or_property(function):

@@ -226,7 +226,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if any(storage_key(tensor) not in self.known.fresh for tensor in tensors):
             self._refuse_assignment(func, name)
-            if name == "__get__" and attribute_of(func) == "requires_grad" and isinstance(tensors[0], nn.Parameter):
+            if name == "__get__" and accessed_attribute(func) == "requires_grad" and isinstance(tensors[0], nn.Parameter):
                 return self.tracer.requires_grad_of(tensors[0])
         saved_tensors = [SavedTensor(tensor) for tensor in tensors if storage_key(tensor) not in self.known.fresh]
         before = [(tensor, version_of(tensor)) for tensor in tensors]
@@ -330,7 +330,7 @@ class Tape(TorchFunctionMode):
         if name in FACTS or name in EXPOSING - {"numpy", "__array__"}:
             return func(*args, **kwargs)
         if name == "__get__":
-            return tracer.create_proxy("call_function", getattr, (args[0], attribute_of(func)), {})
+            return tracer.create_proxy("call_function", getattr, (args[0], accessed_attribute(func)), {})
         self._refuse_assignment(func, name)
         if name in PYTHON_READS:
             raise TypeError("the forward reads the content of a parameter, a buffer or a tensor into which traced values were written")
@@ -351,7 +351,8 @@ class Tape(TorchFunctionMode):
     def _refuse_assignment(self, func: Any, name: str) -> None:
         """Raise AttributeError if the operation assigns or deletes an attribute of a tensor."""
         if name in ("__set__", "__delete__"):
-            raise AttributeError(f"it assigns or deletes .{attribute_of(func)} of a tensor, and a graph cannot do that; make a new tensor")
+            attribute = accessed_attribute(func)
+            raise AttributeError(f"it assigns or deletes .{attribute} of a tensor, and a graph cannot do that; make a new tensor")
 
     def _refuse_others(self, key: StorageKey) -> None:
         """Raise RuntimeError if a storage that an operation writes into was not made by the forward and does not belong to the model."""
@@ -403,11 +404,11 @@ def _copied(value: Any) -> Any:
 def operation_name(func: Any) -> str:
     """Return the name of a function; for the getter of a property in ``FACTS``, the property's name instead of ``__get__``."""
     name = str(getattr(func, "__name__", ""))
-    attribute = attribute_of(func) if name == "__get__" else ""
+    attribute = accessed_attribute(func) if name == "__get__" else ""
     return attribute if attribute in FACTS else name
 
 
-def attribute_of(func: Any) -> str:
+def accessed_attribute(func: Any) -> str:
     """Return the name of the tensor attribute that a getter or setter reads or writes."""
     return str(getattr(getattr(func, "__self__", None), "__name__", "an attribute"))
 
