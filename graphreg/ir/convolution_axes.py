@@ -88,7 +88,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     if operands[0] not in known:
         return _tried(node, operands, known)
     before, given = known[operands[0]], _shape(operands[0])
-    if _is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
+    if is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
         return before if before.axes == (before.rank - 1,) else None
     is_reshape = function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
     if is_reshape and shape is not None and given is not None and prod(given) == prod(shape) > 0:
@@ -117,7 +117,8 @@ def _is_channel_norm(node: fx.Node, operations: Operations) -> bool:
     return is_function or isinstance(operations.module(node), (*BATCH_NORMS, nn.GroupNorm))
 
 
-def _is_linear(node: fx.Node, operations: Operations) -> bool:
+def is_linear(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node is a linear layer, which computes along the last axis alone."""
     return isinstance(operations.module(node), nn.Linear) or (operations.module(node) is None and function_name(node) == "linear")
 
 

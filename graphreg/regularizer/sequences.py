@@ -10,8 +10,8 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir.convolution_axes import nearest, operands_with_its_axes, spatial_dims
-from graphreg.ir.operations import Operations, function_name, nodes_in
+from graphreg.ir.convolution_axes import is_linear, nearest, operands_with_its_axes, spatial_dims
+from graphreg.ir.operations import Operations, function_name, is_port, nodes_in, port_path
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.selector import Pattern, Selector, exactly, strings
@@ -215,6 +215,40 @@ class _Calls:
         given, made = equation.replace(" ", "").split(",")[0], equation.replace(" ", "").split("->")[1]
         return made.index(given[-2]) - len(made) if is_softmax and given[-2:-1] and given[-2] in made else None
 
+    def is_time_first(self, site: Site) -> bool:
+        """Return whether a layer of [time, batch, ...] made the value or reads it, perhaps through operations that keep its axes."""
+        node = self.nodes.get(site.name)
+        if node is None or not self._time_first:
+            return False
+        return nearest(node, self._is_beside_time_first, self._beside) is not None
+
+    @cached_property
+    def _time_first(self) -> set[fx.Node]:
+        """The calls of layers with ``batch_first=False``, and the values that are sequences of recurrent layers with this order of axes."""
+        layers = {path for path, module in self.operations.modules.items() if getattr(module, "batch_first", None) is False}
+        # the layers of a Transformer know the order, and the Transformer may not
+        paths = {path[:end] for path in layers for end in [*[i for i, letter in enumerate(path) if letter == "."], len(path)]}
+        calls = {node for graph in self.graphs for node in graph.find_nodes(op="call_module") if str(node.target) in paths}
+        packs = {node for graph in self.graphs for node in graph.nodes if function_name(node) == "pack_padded_sequence"}
+        return calls | {node for node in packs if True not in (*node.args[2:3], node.kwargs.get("batch_first"))}
+
+    def _is_beside_time_first(self, node: fx.Node) -> bool:
+        source, port = node, port_path(node)
+        while is_port(source, self.operations):
+            source = source.args[0]  # type: ignore[assignment]
+        if source in self._time_first and port in ((), (0,)):
+            return True
+        return any(node in list(nodes_in(user.args))[:1] for user in node.users if user in self._time_first)
+
+    def _beside(self, node: fx.Node) -> list[fx.Node]:
+        """Return the values that have the same axes as a value from which they are computed, or which is computed from them."""
+        return [*self._alike(node), *(user for user in node.users if node in self._alike(user))]
+
+    def _alike(self, node: fx.Node) -> list[fx.Node]:
+        """Return the operands that have the axes of the node's value, up to the size of the last one."""
+        operands = list(nodes_in(node.args))[:1] if is_linear(node, self.operations) else operands_with_its_axes(node, self.operations)
+        return [operand for operand in operands if operand.op != "get_attr"]
+
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
         """Return the module output among ``labels`` whose calls may be the steps of a sequence; None if there is no such output.
 
@@ -321,7 +355,7 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
     # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
     if axis == 1:
-        axis = calls.attended(site) or axis
+        axis = calls.attended(site) or (0 if calls.is_time_first(site) else 1)
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 

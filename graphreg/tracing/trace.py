@@ -187,8 +187,14 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a normalization. A ``NormedLinear`` is none: its weight is a matrix."""
-    return isinstance(module, NORM_MODULES) or (is_normalization(module) and NORM_CLASS.search(class_name(module)) is not None)
+    """Return whether a module is a normalization. A ``NormedLinear`` and a ``LinearWeightNorm`` are none: their weights are matrices."""
+    if isinstance(module, NORM_MODULES):
+        return True
+    # a matrix has a bias or a scale for one of its axes
+    parameters = [parameter for parameter in module.parameters(recurse=False) if not nn.parameter.is_lazy(parameter)]
+    lengths = [[length for length in parameter.shape if length != 1] for parameter in parameters]
+    is_matrix = any(len(one) > 1 and len(other) == 1 and other[0] in one for one in lengths for other in lengths)
+    return is_normalization(module) and NORM_CLASS.search(class_name(module)) is not None and not is_matrix
 
 
 # traces with a front end: it gets the stateful submodules, and a snapshot since which nothing has changed

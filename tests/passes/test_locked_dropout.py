@@ -95,6 +95,44 @@ def test_the_layer_tells_its_axis_of_time(options: dict[str, Any], axis: int) ->
     assert same_along(zero, (axis,)) and not same_along(zero, (1 - axis,)) and 0 < zero.double().mean() < 1
 
 
+class Language(nn.Module):
+    """The values beside a layer have its order of axes."""
+
+    def __init__(self, kind: str, batch_first: bool) -> None:
+        super().__init__()
+        self.embed, self.side, self.kind = nn.Embedding(10, 8), nn.Linear(8, 8), kind
+        self.layer: Any = nn.LSTM(8, 8, batch_first=batch_first)
+        if kind == "attention":
+            self.layer = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        elif kind == "transformer":
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=batch_first)
+        self.batch_first = batch_first
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        side = self.side(h).sigmoid()
+        if self.kind == "packed":
+            packed = nn.utils.rnn.pack_padded_sequence(h, torch.full((ids.shape[1 - self.batch_first],), 4), self.batch_first)
+            y = nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], self.batch_first)[0]
+        else:
+            made = self.layer(h, h, h) if self.kind == "attention" else self.layer(h)
+            y = made if self.kind == "transformer" else made[0]
+        return y.exp() * side
+
+
+@pytest.mark.parametrize("kind", ["lstm", "packed", "attention", "transformer"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("knows_shapes", [False, True])
+def test_values_beside_a_layer_have_its_axis_of_time(kind: str, batch_first: bool, knows_shapes: bool) -> None:
+    model, ids = Language(kind, batch_first), torch.randint(10, (4, 4))
+    inputs = {"example_inputs": ids} if knows_shapes else {}
+    for site in ("embed", "sigmoid", "exp"):
+        for options, axis in (({}, int(batch_first)), ({"time_axis": -2}, 1), ({"time_axis": -3}, 0)):
+            locked = {"strength": 0.5, "pattern": site, **options}
+            z = graphreg.regularize(model, locked_dropout=locked, keep={site: "spliced"}, rng=0, **inputs)(ids).values[site]
+            assert same_along(z == 0, (axis,)) and not same_along(z == 0, (1 - axis,)), (site, options)
+
+
 def test_another_axis_of_time() -> None:
     y = spliced(LockedDropout("0", 0.5, time_axis=2), torch.ones(3, 4, 5, 6))
     assert same_along(y, (2,)) and not any(same_along(y, (axis,)) for axis in (0, 1, 3))

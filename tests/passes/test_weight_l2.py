@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphreg
@@ -154,9 +155,32 @@ class NormedLinear(nn.Linear):
     """mmdet's: a layer of unit weights, and no normalization."""
 
 
-def test_a_normed_linear_is_a_linear() -> None:
-    plan = graphreg.plan(graphreg.trace(nn.Sequential(NormedLinear(4, 3), nn.Linear(3, 2))), graphreg.build("weight_l2", strength=0.5))
-    assert [edit.site.name for edit in plan.edits] == ["0.weight", "1.weight"]
+class LinearWeightNorm(nn.Module):
+    """That of Improved GAN: a layer whose weight is normalized."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * (self.scale / self.weight.norm(dim=1))[:, None])
+
+
+class OwnLayerNorm(nn.Module):
+    """A normalization of the last two axes."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape) * self.weight + self.bias
+
+
+def test_layers_that_are_called_norms() -> None:
+    model = nn.Sequential(NormedLinear(4, 3), LinearWeightNorm(3, 5), OwnLayerNorm(2, 5), nn.Linear(5, 2))
+    plan = graphreg.plan(graphreg.trace(model), graphreg.build("weight_l2", strength=0.5))
+    assert [edit.site.name for edit in plan.edits] == ["0.weight", "1.weight", "3.weight"]
 
 
 @pytest.mark.parametrize("key", ["weight_l2", "weight_l1", "drop_connect", "weight_noise"])

@@ -997,6 +997,86 @@ def test_what_is_shown_and_tables_that_are_made_once_are_no_matter(kind: type[Ke
         torch.testing.assert_close(module(x).output, plain(x))
 
 
+class ForEval(Keeps):
+    """Train mode keeps what eval mode reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.l(x)
+        if self.training:
+            self.prev = h.detach().mean(0)
+        return h if self.prev is None else h - self.prev
+
+
+class CountsForEval(Keeps):
+    count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.count += 1
+            return self.l(x)
+        return self.l(x) * (1 - 0.9**self.count)
+
+
+class ForOtherArguments(Keeps):
+    """A call with ``memory`` keeps it for those without."""
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        if memory is not None:
+            self.prev = self.l(memory).detach().mean()
+        h: Tensor = self.l(x)
+        return h if self.prev is None else h + self.prev
+
+
+class ForFewerRows(Keeps):
+    """The numbers in the table depend on its length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None or len(x) > len(self.table):
+            self.table = torch.arange(1.0, len(x) + 1)[:, None] / len(x)
+        return self.l(x) * self.table[: len(x)]
+
+
+class OneTable(Keeps):
+    """The table is the same for all calls."""
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(1.0, 9.0)[:, None]
+        return self.l(x) * self.table[: len(x)] * gain
+
+
+OTHER_CALLS: list[tuple[type[Keeps], tuple[Any, ...], str]] = [
+    (ForEval, (torch.ones(3, 4),), r"self\.prev .*\(in eval mode: output differs"),
+    (CountsForEval, (torch.ones(3, 4),), r"self\.count .*\(in eval mode: output differs"),
+    (ForOtherArguments, (torch.ones(3, 4), torch.ones(2, 4)), r"self\.prev .*\(without memory: output differs"),
+    (ForFewerRows, (torch.ones(3, 4),), r"self\.table .*\(with fewer items: output differs"),
+    (OneTable, (torch.ones(3, 4), 2.0), ""),
+]
+
+
+@pytest.mark.parametrize("regularize", [graphreg.regularize, graphreg.regularize_])
+@pytest.mark.parametrize(("kind", "call", "why"), OTHER_CALLS)
+def test_what_a_call_of_another_kind_reads_is_refused(kind: type[Keeps], call: tuple[Any, ...], why: str, regularize: Any) -> None:
+    model = kind()
+    before, modes = dict(vars(model)), [module.training for module in model.modules()]
+    if why:
+        with pytest.raises(TraceError, match=rf"changes {why}"):
+            regularize(model, weight_l2=1e-4, example_inputs=call)
+    else:
+        regularize(copy.deepcopy(model), weight_l2=1e-4, example_inputs=call, penalties="return")
+    assert vars(model) == before and [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("kind", [ForEval, CountsForEval, ForFewerRows])
+def test_a_submodule_that_keeps_it_becomes_opaque(kind: type[Keeps]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), kind())
+    plain = copy.deepcopy(model)
+    graphreg.regularize_(model, noise={"0": 0.0})
+    for rows, training in ((3, True), (5, True), (3, False), (4, True), (2, False)):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(model.train(training)(x), plain.train(training)(x), rtol=0, atol=0)
+
+
 def test_a_model_that_cannot_be_copied() -> None:
     model, x = Shows(), torch.ones(3, 4)
     model.lock = threading.Lock()  # type: ignore[assignment]

@@ -16,9 +16,9 @@ _MOST = 2  # a group is two more pairs of calls
 def other_sizes(call: Arguments, more: int = 1) -> Iterator[Arguments]:
     """Yield the call with ``more`` items more along all axes of one size, then along those among them at one position only.
 
-    The new items are copies of the first one, so that indices stay valid. Axes of size 1, which broadcast, stay. A model may have a table
-    of just the call's size. On a CPU, that is an error like others; on a GPU, it would end the process's use of the GPU, so there are no
-    other sizes.
+    If ``more`` is negative, the last items are left out. New items are copies of the first one, so that indices stay valid. Axes of size 1,
+    which broadcast, stay. A model may have a table of just the call's size. On a CPU, that is an error like others; on a GPU, it would end
+    the process's use of the GPU, so there are no other sizes.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(call) if _is_plain(leaf)]
     if any(tensor.device.type != "cpu" for tensor in tensors):
@@ -32,7 +32,8 @@ def other_sizes(call: Arguments, more: int = 1) -> Iterator[Arguments]:
             if _is_plain(leaf) and id(leaf) not in grown:
                 larger = leaf.detach()
                 for axis in [axis for axis, size in group if leaf.dim() > axis and leaf.shape[axis] == size]:
-                    larger = torch.cat([larger, *[larger.narrow(axis, 0, 1)] * more], axis)
+                    fewer = larger.narrow(axis, 0, larger.shape[axis] + min(more, 0))
+                    larger = torch.cat([fewer, *[larger.narrow(axis, 0, 1)] * more], axis)
                 grown[id(leaf)] = leaf if larger.shape == leaf.shape else larger.requires_grad_(leaf.requires_grad)
             return grown.get(id(leaf), leaf)
 

@@ -12,6 +12,7 @@ put back. The user's hooks do not run.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -327,8 +328,12 @@ class _Trial:
                 "one without values there. Make the tensor a buffer (register_buffer) that is changed in place, and make the model anew."
             )
         if not (what := _differing(theirs, ours, self.near)):
-            if theirs.left:
-                self._require_next_call(graph, theirs.left)
+            # the graph calls these opaque modules, which find at the next call what they left themselves
+            paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+            called = tuple(f"self.{path}." for path in paths if not is_foreign_class(type(self.claim.model.get_submodule(path))))
+            if left := [name for name in theirs.left if not f"{name}.".startswith(called)]:
+                self._require_next_call(graph, left, called)
+                self._require_other_calls(left)
             return ""
 
         # They differ. That is a fault of the trace unless the model differs from itself from run to run.
@@ -381,19 +386,14 @@ class _Trial:
         error = self._ran(partial(self._run_graph, graph)).error
         return error is None or isinstance(error, _Communicates)
 
-    def _require_next_call(self, graph: fx.Graph, left: Sequence[str]) -> None:
+    def _require_next_call(self, graph: fx.Graph, left: Sequence[str], called: tuple[str, ...]) -> None:
         """Raise StatefulForward if the model gives another result than its graph in a call after another one.
 
         The second call is tried with stand-ins for what the first one ``left``: if nothing reads them, there is no difference. Otherwise
         it is tried with equal inputs, with other parameters (as after a step of an optimizer), with inputs of other sizes, and after a
-        third call with stand-ins for what each call changes: it may decide something later.
+        third call with stand-ins for what each call changes: it may decide something later. ``called``: the beginnings of the names of what
+        opaque modules keep.
         """
-        # the graph calls these opaque modules, which find at the next call what they left themselves
-        paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-        called = tuple(f"self.{path}." for path in paths if not is_foreign_class(type(self.claim.model.get_submodule(path))))
-        if not (left := [name for name in left if not f"{name}.".startswith(called)]):
-            return
-
         near, twice, run_graph = True, (self.call, self.call), partial(self._run_graph, graph)
         hidden, ours = self._ran(self._call_model, twice, [lambda left: left.hide(called)]), self._ran(run_graph, twice)
         if hidden.error is None and not _differing(hidden, ours, near):
@@ -420,6 +420,39 @@ class _Trial:
                 raise StatefulForward.of(self.claim.model, left, {}, f" ({first_line(theirs.error)})")
             if what and not _differing(theirs, again, near):
                 raise StatefulForward.of(self.claim.model, left, {}, f" ({what})")
+
+    def _require_other_calls(self, left: Sequence[str]) -> None:
+        """Raise StatefulForward if what a call has ``left`` changes the model's result in a call of another kind.
+
+        The graph does not leave it. The other call is in the other mode, after a step of an optimizer; or it lacks an optional argument, or
+        some items. It is tried after this one, once with what this one left, and once with that put back.
+        """
+        model: nn.Module = self.claim.model
+        other_mode = "eval" if self.mode == "train" else "train"
+
+        def step(before: Snapshot) -> None:
+            model.train(other_mode == "train")
+            _parameters_moved(before)
+
+        def nothing(before: Snapshot) -> None:
+            pass
+
+        tried = [(f"in {other_mode} mode", self.call, step)]
+        tried += [(f"without {name}", call, nothing) for name, call in _without_options(model, self.call)]
+        tried += [("with fewer items", call, nothing) for call in other_sizes(self.call, -1)]
+        with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
+            for kind, call, between in tried:
+
+                def put_back(before: Snapshot, between: Between = between) -> None:
+                    before.put_back()
+                    between(before)
+
+                fresh = self._ran(self._call_model, (self.call, call), [put_back])
+                after, again = (self._ran(self._call_model, (self.call, call), [between]) for _ in range(2))
+                errors = [first_line(ran.error) for ran in (fresh, after) if ran.error is not None]
+                what = errors[0] if len(errors) == 1 else "" if errors else _differing(_output(fresh), _output(after), True)
+                if what and not _differing(_output(after), _output(again), True):
+                    raise StatefulForward.of(model, left, {}, f" ({kind}: {what})")
 
     def _call_model(self, call: Arguments) -> Any:
         return (self.claim.captured or self.claim.model)(*call[0], **call[1])
@@ -556,6 +589,21 @@ def _differing(expected: Run, ours: Run, near: bool) -> str:
         if how := difference(expected.values[place], ours.values[place], near):
             return f"{place} {how}"
     return ""
+
+
+def _output(ran: Run) -> Run:
+    """Return a run without what it wrote."""
+    return Run({place: value for place, value in ran.values.items() if place.startswith("output") and "after the call" not in place})
+
+
+def _without_options(model: nn.Module, call: Arguments) -> Iterator[tuple[str, Arguments]]:
+    """Yield, for each optional argument of a call, its name and the call without it."""
+    given = inspect.signature(model.forward).bind(*call[0], **call[1])
+    for name in [*given.arguments]:
+        if given.signature.parameters[name].default is not inspect.Parameter.empty:
+            arguments = OrderedDict((other, value) for other, value in given.arguments.items() if other != name)
+            fewer = inspect.BoundArguments(given.signature, arguments)
+            yield name, (fewer.args, fewer.kwargs)
 
 
 @contextmanager

@@ -410,6 +410,10 @@ class Snapshot:
         """Restore the state from before the forward."""
         # first of all, since what follows may compute
         self.torchs.restore()
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Restore everything but torch's global state: between two calls, this has modes of the code that makes the calls."""
         with without_functions():
             differing = self._found if self._holds else self._differing()
             self._note_assigned(differing)
