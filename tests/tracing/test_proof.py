@@ -705,6 +705,37 @@ def test_what_a_train_of_the_models_own_sets_is_proved(model: SetsMore) -> None:
         assert torch.equal(module.eval()(x).output, model.eval()(x))
 
 
+class Epochs(nn.Module):
+    """``train`` counts epochs, which the forward reads (``reads``), for a slow start."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.linear, self.reads, self.epoch = nn.Linear(4, 4), reads, 0
+
+    def train(self, mode: bool = True) -> Epochs:
+        self.epoch += mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu() * (self.epoch / 5 if self.reads else 1.0)
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+@pytest.mark.parametrize("reads", [True, False])
+def test_epochs_that_a_train_of_the_models_own_counts(reads: bool, front_end: Any) -> None:
+    model, x = Epochs(reads), torch.randn(3, 4)
+    options: dict[str, Any] = {"weight_l2": 0.1, "example_inputs": x, "front_end": front_end}
+    if reads:
+        with pytest.raises(TraceError, match=r"differs .* after eval\(\) and train\(\)\. A train\(\) or eval\(\) of the model's own sets"):
+            graphreg.regularize(model, **options)
+    else:
+        graphreg.regularize(copy.deepcopy(model), **options)
+    assert model.epoch == 0 and model.training
+    plain, placed = copy.deepcopy(model), graphreg.regularize_(model, **options, penalties="attach", scale=1)
+    for _ in range(2):
+        assert torch.equal(placed.train()(x), plain.train()(x)) and torch.equal(placed.eval()(x), plain.eval()(x))
+
+
 def test_strip_warns_of_a_graph_that_was_never_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     told = list[str]()
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))

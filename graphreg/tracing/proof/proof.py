@@ -153,10 +153,11 @@ def prove(claim: Claim, call: Arguments, proving: Proving, earlier: Snapshot | N
         if before.irreversible:
             return dict.fromkeys(proving.modes, f"its forward changes {next(iter(before.irreversible))}, which cannot be put back")
         for mode in proving.modes:
-            if mode == "eval" and (why := why_not_in_eval(claim.graphs)):
-                reasons[mode] = why
-            elif reason := _Trial(claim, mode, call, before, generators, proving.at_call).run():
+            trial = _Trial(claim, mode, call, before, generators, proving.at_call)
+            if reason := (mode == "eval" and why_not_in_eval(claim.graphs)) or trial.run():
                 reasons[mode] = reason
+            elif proving.eval_runs:  # in place, the model is traced again when it has changed
+                trial.require_same_after_switches()
         before.nothing_ran()  # since each run put back what it had changed
     return reasons
 
@@ -204,6 +205,10 @@ def _hooked_and_opened(claim: Claim) -> str:
     return ""
 
 
+_OWN_SWITCH = (
+    "A train() or eval() of the model's own sets what its forward reads, and a graph cannot follow that. graphreg.regularize_ traces the "
+    "model anew when it has changed."
+)
 _BUFFER = "the buffer "
 _ATTRIBUTE = "the attribute "
 _ATTEMPTS = 4
@@ -308,6 +313,7 @@ class _Trial:
         model: nn.Module = claim.model
         # whether a method of the model's own switches to this mode, which may set more than ``training``
         own = any(type(each).train is not nn.Module.train or type(each).eval is not nn.Module.eval for each in model.modules())
+        self._own_switch = own
         self._switches = own and model.training != (mode == "train")
         # whether the forward reads what autograd has saved, because it computes gradients itself
         self._takes_apart = False
@@ -363,10 +369,7 @@ class _Trial:
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
         if self._switches:
-            cause = (
-                "A train() or eval() of the model's own sets what its forward reads, and a graph cannot follow that. "
-                "graphreg.regularize_ traces the model anew when it has changed."
-            )
+            cause = _OWN_SWITCH
         if what.startswith(_RANDOM_STATE):
             cause = "The forward draws within torch.random.fork_rng(), or sets the generator back itself."
         kind = type(self.claim.model)
@@ -379,6 +382,21 @@ class _Trial:
             f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "
             f"{CURE if self.claim.captured is None else CURE_OF_THE_BACKEND}"
         ) from ours.error
+
+    def require_same_after_switches(self) -> None:
+        """Raise NotTheModel if the model's own ``train()`` and ``eval()`` change what a later call computes, as a count of epochs does."""
+        if not self._own_switch:
+            return
+        model: nn.Module = self.claim.model
+
+        def switch(before: Snapshot) -> None:
+            for mode in (self.mode != "train", self.mode == "train"):
+                model.train(mode)
+
+        with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
+            same, switched = (self._ran(self._call_model, (self.call, self.call), between) for between in ((), [switch]))
+        if what := _differing(_output(same), _output(switched), True):
+            raise NotTheModel(f"{self.claim.title} cannot be traced: {what} after eval() and train(). {_OWN_SWITCH}")
 
     def accepts(self) -> bool:
         """Return whether the graph runs without an error. If it communicates with other ranks, it is not tried."""
