@@ -25,7 +25,7 @@ _MOST_STEPS = 2**53  # float64 represents every whole number up to this one exac
 class Piece(NamedTuple):
     """A part of a schedule. The strength goes from ``start`` at step ``begin`` to ``stop`` at step ``begin + steps``, and then stays.
 
-    ``bends``: whether the strength follows half a cosine wave, and not a straight line. The piece
+    ``is_cosine``: whether the strength follows half a cosine wave, and not a straight line. The piece
     ends where the next piece begins.
     """
 
@@ -33,13 +33,13 @@ class Piece(NamedTuple):
     steps: int
     start: float
     stop: float
-    bends: bool
+    is_cosine: bool
 
     def at(self, step: int) -> float:
         """Return the strength at a step, computed with the same operations as in ``runtime/clock.py``."""
         # Before it begins and after it ends, a piece has the value of that end.
         share = min(max((step - self.begin) / self.steps, 0.0), 1.0)
-        share = (1 - math.cos(math.pi * share)) / 2 if self.bends else share
+        share = (1 - math.cos(math.pi * share)) / 2 if self.is_cosine else share
         return self.start + (self.stop - self.start) * share
 
 

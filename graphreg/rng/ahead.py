@@ -1,8 +1,17 @@
 """Draws ahead: the keys of the next calls, and the masks of small values for these calls, computed in one batch.
 
 In eager code, a small draw is all overhead: a mask of 64 x 64 takes 72 µs alone and 19 µs in a batch. What is drawn ahead is what would be
-drawn at the call, so it changes no number. It is found by the identity of tensors that a caller passes on, and by their versions. So
-whatever makes other keys (another rank, a worker, a seek, frozen noise, a copy of the module) finds nothing here, and draws at the call.
+drawn at the call, so it changes no number:
+
+    CallsAhead of the counter              DrawnAhead of each splice
+    call n        keys  ------------------>  mask
+    call n + 1    keys  ---(one batch)---->  mask
+    ...                                      ...
+    call n + 63   keys  ------------------>  mask
+
+``CallPlace`` says which row a splice reads in the running call. What was drawn is found by the identity of tensors that a caller passes on,
+and by their versions. So whatever makes other keys (another rank, a worker, a seek, frozen noise, a copy of the module) finds nothing here,
+and draws at the call.
 """
 
 from __future__ import annotations

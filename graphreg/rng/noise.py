@@ -3,10 +3,15 @@
 A random number is a function of a 64-bit key and the index of the element, so that eager and compiled code, forward and backward all see
 the same numbers. There are three levels, and the tests compare each level with known answers:
 
+    seed, site, class, occurrence --> stream --(number of the call)--> key of the call --(index)--> bits of an element
+                                                                          ^
+                                       rank and DataLoader worker --------+
+
 - a *stream* is a number of 64 bits, one for each splice: BLAKE2b of (seed, site name, class, occurrence), where the occurrence is the
   position of the splice among those of its class at the site, from 0;
 - the key of a *call* is the output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied to the stream plus (n + 1) times
-  SplitMix64's golden-ratio increment, where n is the number of the call; one small tensor holds the keys of all streams;
+  SplitMix64's golden-ratio increment, where n is the number of the call; one small tensor holds the keys of all streams. A rank above 0
+  and a DataLoader worker add words of their own to them (``of_process``);
 - the bits of an *element* are triple32 of its index and the call's key (``hash.py``).
 """
 

@@ -211,12 +211,12 @@ def strengths_at(numbers: Tensor, step: Tensor) -> Tensor:
     ``numbers``: the schedules, [elements, pieces, 6]. ``step``: the number of the call, int64 [1]; it is converted before it is divided,
     because torch divides integers in float32. ``Piece.at`` computes the same in Python, with the same operations.
     """
-    begin, steps, start, stop, bends, every = numbers.unbind(-1)
+    begin, steps, start, stop, is_cosine, every = numbers.unbind(-1)
     step = (step.to(numbers.dtype) / every).floor()
     # How far each piece has come, as if there were no other; ``last`` then picks one of each
     # element.
     share = ((step - begin) / steps).clamp(0, 1)
-    share = torch.where(bends > 0, (1 - torch.cos(math.pi * share)) / 2, share)
+    share = torch.where(is_cosine > 0, (1 - torch.cos(math.pi * share)) / 2, share)
     last = (begin <= step).sum(-1, keepdim=True) - 1  # the last piece that has begun
     return (start + (stop - start) * share).gather(-1, last).squeeze(-1)
 
