@@ -803,6 +803,14 @@ class Sums(Keeps):
         return self.l(x) * self.sum
 
 
+class SumsBesideATable(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(4.0)
+        self.sum = self.sum + 1
+        return self.l(x) * self.sum * self.table
+
+
 class Averages(Keeps):
     def forward(self, x: Tensor) -> Tensor:
         self.sum = self.sum + self.l(x).detach().mean()
@@ -892,7 +900,8 @@ class State:
 
 FRONT_ENDS = [(None, "symbolic"), (torch.ones(3, 4), "auto"), (torch.ones(3, 4), "export")]
 REMEMBERS = [
-    Sums, Averages, Recurs, Asks, Fills, FillsItsDict, FillsAnObject, SumsInADict, ReplacesInADict, RecursByAPair, RecursByAnObject,
+    Sums, SumsBesideATable, Averages, Recurs, Asks, Fills, FillsItsDict, FillsAnObject, SumsInADict, ReplacesInADict, RecursByAPair,
+    RecursByAnObject,
 ]  # fmt: skip
 
 
@@ -966,6 +975,16 @@ class Tables(Keeps):
         return self.l(x) * self.table
 
 
+class ShowsAndTables(Keeps):
+    """What it shows is another operation's, and the table is made once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(4.0)
+        self.prev = self.l(x)
+        return self.prev.tanh() * self.table
+
+
 class TablesOfItsInput(Keeps):
     def forward(self, x: Tensor) -> Tensor:
         if self.table is None:
@@ -988,7 +1007,7 @@ class PairsOfTables(Keeps):
 
 
 @pytest.mark.parametrize(("example", "front_end"), FRONT_ENDS)
-@pytest.mark.parametrize("kind", [Shows, Tables, TablesOfItsInput, TablesInADict, PairsOfTables])
+@pytest.mark.parametrize("kind", [Shows, Tables, ShowsAndTables, TablesOfItsInput, TablesInADict, PairsOfTables])
 def test_what_is_shown_and_tables_that_are_made_once_are_no_matter(kind: type[Keeps], example: Any, front_end: Any) -> None:
     model, x = kind(), torch.randn(3, 4)
     plain = copy.deepcopy(model)

@@ -412,14 +412,21 @@ class Snapshot:
         self.torchs.restore()
         self.put_back()
 
-    def put_back(self) -> None:
-        """Restore everything but torch's global state: between two calls, this has modes of the code that makes the calls."""
+    def put_back(self, but_tables: bool = False) -> None:
+        """Restore everything but torch's global state: between two calls, this has modes of the code that makes the calls.
+
+        ``but_tables``: leave the tensors that the forward has made, those of ``assigned_tensors``, in their attributes.
+        """
+        holders = [place for place in self.places if isinstance(place, Attributes) and place.tensors] if but_tables else []
         with without_functions():
             differing = self._found if self._holds else self._differing()
             self._note_assigned(differing)
             self._restore_registered()
             for place in differing:
                 place.restore()
+            for holder in holders:
+                for name, table in holder.tensors.items():
+                    holder.set(name, table)
         self._found, self._holds = [], False
 
     def _note_assigned(self, differing: list[StatePlace]) -> None:
