@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from graphreg.cli.errors import UsageError
 from graphreg.errors import NoMatchError, suggestions_text
 from graphreg.planning.keywords import from_kwargs
 from graphreg.planning.native_dropout import CHOICES, OwnDropout, read_option
+from graphreg.recipes.files import of_json
 from graphreg.regularizer.base import Regularizer
 from graphreg.regularizer.by_depth import by_depth
 from graphreg.regularizer.registry import FAMILIES, PREFIXED, registered
@@ -76,9 +76,9 @@ def _value(option: str, text: str) -> Any:
 
 def _json(option: str, text: str, example: str) -> Any:
     try:
-        return json.loads(text)
+        return of_json(text)
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no JSON ({error}); write '{example}'.") from None
+        raise UsageError(f"{option} {text!r} is no JSON ({str(error).rstrip('.')}); write '{example}'.") from None
 
 
 def _parts(text: str) -> tuple[str, str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import pkgutil
 import re
 import sys
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from graphreg.cli.errors import UsageError, raised
 from graphreg.cli.parser import on_the_path
 from graphreg.errors import suggestions_text
+from graphreg.recipes.files import of_json
 
 
 def load(text: str, kwargs: str | None) -> nn.Module:
@@ -70,9 +70,9 @@ def json_object(option: str, text: str | None, example: str) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        found = of_json(text)
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no JSON ({error}); write {option} '{example}'.") from None
+        raise UsageError(f"{option} {text!r} is no JSON ({str(error).rstrip('.')}); write {option} '{example}'.") from None
     if not isinstance(found, dict):
         raise UsageError(f"{option} {text!r} is no JSON object; write {option} '{example}'.")
     return found

@@ -90,9 +90,14 @@ def _of_suffix(path: Any) -> tuple[Callable[[str, Path], Any], Callable[[Mapping
     return formats[suffix]
 
 
+def of_json(text: str) -> Any:
+    """Return the data of a JSON text. Raises ValueError if it is malformed, has a key twice in one object, or NaN or Infinity."""
+    return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+
+
 def _parse_json(text: str, file: Path) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        return of_json(text)
     except json.JSONDecodeError as error:
         raise RegularizerError(f"{file}, line {error.lineno}: this is not JSON ({error.msg}).") from None
     except ValueError as error:  # from _without_repeats or _no_constant
@@ -131,12 +136,36 @@ def _yaml() -> ModuleType:
 
 def _parse_yaml(text: str, file: Path) -> Any:
     yaml = _yaml()
+    loader = yaml.SafeLoader(text)
+    # As in YAML 1.2, only true and false are truth values: ``off`` is the name of a choice.
+    resolvers: dict[str, list[tuple[str, Any]]] = loader.yaml_implicit_resolvers
+    loader.yaml_implicit_resolvers = {
+        first: [each for each in known if first in "tTfF" or not each[0].endswith(":bool")] for first, known in resolvers.items()
+    }
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        _require_single_keys(node, file)
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark is not None else str(file)
         raise RegularizerError(f"{where}: this is not YAML ({getattr(error, 'problem', None) or error}).") from None
+
+
+def _require_single_keys(node: Any, file: Path) -> None:
+    """Raise RegularizerError if a mapping in a YAML document has a key twice. PyYAML would take the last one without an error."""
+    seen, waiting = set[int](), [] if node is None else [node]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or each.id == "scalar":
+            continue
+        seen.add(id(each))
+        pairs = each.value if each.id == "mapping" else []
+        names = [key.value for key, _ in pairs]
+        for i, (key, _) in enumerate(pairs):
+            if key.value in names[:i]:
+                raise RegularizerError(f"{file}, line {key.start_mark.line + 1}: the key {key.value!r} is given twice in one mapping.")
+        waiting += [value for _, value in pairs] or (each.value if each.id == "sequence" else [])
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:

@@ -467,6 +467,7 @@ REGULARIZERS: list[tuple[list[str], str]] = [
     (["--hidden-l1", "hidd*=1"], "'hidd*' matches no value of Net. Near names: hid. List all: graphreg names cli_nets.py:Net."),
     (["--hidden-l1", "=1"], "'' is no selector."),
     (["--hidden-l1", '{"weight": 1'], "is no JSON"),
+    (["--hidden-l1", '{"weight": 1, "weight": 2}'], "is no JSON (the key 'weight' is given twice in one object); write"),
     (["--hidden-l1", '{"pattern": "hid"}'], "has no 'strength'"),
     (["--weight-l2", '{"weight": 1, "reduce": "sum"}'], "WeightL2 has no option 'reduce'. Near options: reduction"),
     (["--own-dropout", "of"], "--own-dropout 'of': 'of' is no choice; it is keep, seeded, off or a rate in [0, 1)."),

@@ -515,6 +515,8 @@ WRONG: list[tuple[str, str, str]] = [
     (".yaml", "strengths:\n  a: 1e-4\n", r", line 2, at strengths\.a: '1e-4' is not a finite number\. A number in quotes is a string"),
     (".yaml", "hiden_dropout: 0.1\n", r", line 1, at hiden_dropout: 'hiden_dropout' is no option of a recipe.* Near keys"),
     (".yaml", "rng: 1\na: [\n", r", line 3: this is not YAML \("),
+    (".yaml", "rng: 1\nhidden_l1: 0.1\nrng: 2\n", r", line 3: the key 'rng' is given twice in one mapping\."),
+    (".yaml", "regularizers:\n- {key: weight_l2, weight: 1, weight: 2}\n", r", line 2: the key 'weight' is given twice in one mapping\."),
     (".yaml", "3: 1\n", r", at \[3\]: 3 is no option of a recipe and no key of a regularizer\."),
 ]  # fmt: skip
 
@@ -557,6 +559,16 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         graphreg.save_recipe(module, tmp_path / "none" / "r.json")
     with pytest.raises(RegularizerError, match=r"^None is no path of a recipe; give a file with the suffix"):
         graphreg.save_recipe(module, None)  # type: ignore[arg-type]
+
+
+def test_off_is_a_word_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("own_dropout: {'1': off}\n")
+    (tmp_path / "on.yaml").write_text("own_dropout: {'1': true}\n")
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    assert graphreg.load_recipe(tmp_path / "r.yaml")["own_dropout"] == {"1": "off"}
+    assert "own_dropout at 1: off" in str(graphreg.diff(graphreg.regularize(net, recipe=tmp_path / "r.yaml")))
+    with pytest.raises(RegularizerError, match="own_dropout=True"):
+        graphreg.regularize(net, recipe=tmp_path / "on.yaml")
 
 
 def test_without_pyyaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ _ATTRIBUTE = "the attribute "
 _ATTEMPTS = 4
 # by place: the dict that holds a tensor, its key there, and the tensor
 TensorPlaces = dict[str, tuple[dict[str, Any], str, Tensor]]
+Forward = Callable[[Arguments], Any]
 # what is done with the state that a call has left, before the next call
 Between = Callable[[Snapshot], Any]
 
@@ -339,7 +340,7 @@ class _Trial:
             called = tuple(f"self.{path}." for path in paths if not is_foreign_class(type(self.claim.model.get_submodule(path))))
             if left := [name for name in theirs.left if not f"{name}.".startswith(called)]:
                 self._require_next_call(graph, left, called)
-                self._require_other_calls(left)
+                self._require_other_calls(graph, left)
             return ""
 
         # They differ. That is a fault of the trace unless the model differs from itself from run to run.
@@ -384,9 +385,10 @@ class _Trial:
         ) from ours.error
 
     def require_same_after_switches(self) -> None:
-        """Raise NotTheModel if the model's own ``train()`` and ``eval()`` change what a later call computes, as a count of epochs does."""
+        """Raise NotTheModel if the graph does not follow what the model's own ``train()`` and ``eval()`` change, as a count of epochs."""
         if not self._own_switch:
             return
+        run_graph = partial(self._run_graph, self.claim.graphs.get("both") or self.claim.graphs[self.mode])
         model: nn.Module = self.claim.model
 
         def switch(before: Snapshot) -> None:
@@ -394,8 +396,8 @@ class _Trial:
                 model.train(mode)
 
         with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
-            same, switched = (self._ran(self._call_model, (self.call, self.call), between) for between in ((), [switch]))
-        if what := _differing(_output(same), _output(switched), True):
+            theirs, ours = (self._ran(forward, (self.call, self.call), [switch]) for forward in (self._call_model, run_graph))
+        if theirs.error is None and (what := _differing(theirs, ours, True)):
             raise NotTheModel(f"{self.claim.title} cannot be traced: {what} after eval() and train(). {_OWN_SWITCH}")
 
     def accepts(self) -> bool:
@@ -439,11 +441,11 @@ class _Trial:
             if what and not _differing(theirs, again, near):
                 raise StatefulForward.of(self.claim.model, left, {}, f" ({what})")
 
-    def _require_other_calls(self, left: Sequence[str]) -> None:
-        """Raise StatefulForward if what a call has ``left`` changes the model's result in a call of another kind.
+    def _require_other_calls(self, graph: fx.Graph, left: Sequence[str]) -> None:
+        """Raise StatefulForward if the model's call of another kind gives another result after the graph's call than after its own.
 
-        The graph does not leave it. The other call is in the other mode, after a step of an optimizer; or it lacks an optional argument, or
-        some items. It is tried after this one, once with what this one left, and once with that put back.
+        The graph does not leave all that the model has ``left``. The other call is in the other mode, after a step of an optimizer; or it
+        lacks an optional argument, or some items.
         """
         model: nn.Module = self.claim.model
         other_mode = "eval" if self.mode == "train" else "train"
@@ -460,12 +462,7 @@ class _Trial:
         tried += [("with fewer items", call, nothing) for call in other_sizes(self.call, -1)]
         with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
             for kind, call, between in tried:
-
-                def put_back(before: Snapshot, between: Between = between) -> None:
-                    before.put_back()
-                    between(before)
-
-                fresh = self._ran(self._call_model, (self.call, call), [put_back])
+                fresh = self._ran(self._call_model, (self.call, call), [between], partial(self._run_graph, graph))
                 after, again = (self._ran(self._call_model, (self.call, call), [between]) for _ in range(2))
                 errors = [first_line(ran.error) for ran in (fresh, after) if ran.error is not None]
                 what = errors[0] if len(errors) == 1 else "" if errors else _differing(_output(fresh), _output(after), True)
@@ -490,24 +487,27 @@ class _Trial:
         known = {**self.claim.specialized, **bound.arguments}
         return [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
 
-    def _ran(self, forward: Callable[[Arguments], Any], calls: Sequence[Arguments] = (), between: Sequence[Between] = ()) -> Run:
+    def _ran(
+        self, forward: Forward, calls: Sequence[Arguments] = (), between: Sequence[Between] = (), first: Forward | None = None
+    ) -> Run:
         """Run a forward, and put back what it changed.
 
         ``calls``: the calls, one after the other, of which the last one counts; by default the one at hand. ``between``: what to do
-        before the second call, the third, and so on, with a snapshot from before the first one.
+        before the second call, the third, and so on, with a snapshot from before the first one. ``first``: what runs in place of the
+        forward in the first call.
         """
         with not_recorded():
-            ran, read_saved = self._ran_once(forward, not self._takes_apart, calls or [self.call], between)
+            ran, read_saved = self._ran_once(forward, not self._takes_apart, calls or [self.call], between, first)
             # once more, and autograd keeps what this forward takes from it
             if read_saved:
                 self._takes_apart = True
-                ran, _ = self._ran_once(forward, False, calls or [self.call], between)
+                ran, _ = self._ran_once(forward, False, calls or [self.call], between, first)
         return ran
 
     def _ran_once(
-        self, forward: Callable[[Arguments], Any], forgets: bool, calls: Sequence[Arguments], between: Sequence[Between]
+        self, forward: Forward, forgets: bool, calls: Sequence[Arguments], between: Sequence[Between], first: Forward | None
     ) -> tuple[Run, bool]:
-        """Run a forward. ``calls``, ``between``: as in ``_ran``.
+        """Run a forward. ``calls``, ``between``, ``first``: as in ``_ran``.
 
         ``forgets``: whether autograd keeps nothing for a backward pass, which saves memory. If the
         forward computes gradients itself, it reads what was kept: then the second item of the
@@ -530,7 +530,7 @@ class _Trial:
                     for i, call in enumerate(copies):
                         if 0 < i <= len(between):
                             between[i - 1](before)
-                        output = forward(call)
+                        output = (first if first and i == 0 else forward)(call)
                 if forward == self._call_model:
                     ran.left = self._left(places)
                 ran.values = {place: detached_copy(leaf) for place, leaf in leaves_with_places(output, "output")}
