@@ -311,6 +311,7 @@ class _Trial:
     def __init__(self, claim: Claim, mode: str, call: Arguments, before: Snapshot, generators: Generators, alone: bool) -> None:
         self.claim, self.mode, self.call, self.before, self.generators, self.alone = claim, mode, call, before, generators, alone
         self.near = claim.front_end == "export"
+        self.graph = claim.graphs.get("both") or claim.graphs[mode]
         model: nn.Module = claim.model
         # whether a method of the model's own switches to this mode, which may set more than ``training``
         own = any(type(each).train is not nn.Module.train or type(each).eval is not nn.Module.eval for each in model.modules())
@@ -321,14 +322,13 @@ class _Trial:
 
     def run(self) -> str:
         """Compare the two. Return why that is not possible, or ``""``. Raise NotTheModel or StatefulForward if they differ."""
-        graph = self.claim.graphs.get("both") or self.claim.graphs[self.mode]
         theirs = self._ran(self._call_model)
         if isinstance(theirs.error, _Communicates):
             return COMMUNICATES
         if theirs.error is not None:
             return f"the model itself raises {first_line(theirs.error)}"
 
-        ours = self._ran(partial(self._run_graph, graph))
+        ours = self._ran(self._run_graph)
         if any(isinstance(value, Tensor) and is_fake(value) for value in (*theirs.values.values(), *ours.values.values())):
             raise NotTheModel(
                 f"{self.claim.title} cannot be traced: its forward keeps a tensor where no name in its code leads to, and a trace has left "
@@ -336,11 +336,11 @@ class _Trial:
             )
         if not (what := _differing(theirs, ours, self.near)):
             # the graph calls these opaque modules, which find at the next call what they left themselves
-            paths = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+            paths = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
             called = tuple(f"self.{path}." for path in paths if not is_foreign_class(type(self.claim.model.get_submodule(path))))
             if left := [name for name in theirs.left if not f"{name}.".startswith(called)]:
-                self._require_next_call(graph, left, called)
-                self._require_other_calls(graph, left)
+                self._require_next_call(left, called)
+                self._require_other_calls(left)
             return ""
 
         # They differ. That is a fault of the trace unless the model differs from itself from run to run.
@@ -350,7 +350,7 @@ class _Trial:
         # other threads may draw from the same generators meanwhile, so a difference counts if it
         # stays the same
         for _ in range(_ATTEMPTS):
-            again, ours_again = self._ran(self._call_model), self._ran(partial(self._run_graph, graph))
+            again, ours_again = self._ran(self._call_model), self._ran(self._run_graph)
             same.append(not _differing(again, ours_again, self.near))
             unlike, moved = _differing(theirs, again, False), _differing(ours, ours_again, False)
             if same[-1] and moved:  # the graph follows what changed
@@ -380,7 +380,7 @@ class _Trial:
 
         how = "by torch.export" if self.near else "symbolically"
         raise NotTheModel(
-            f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference(graph)} {cause} "
+            f"{self.claim.title} cannot be traced {how}: {reason}{self._first_difference()} {cause} "
             f"{CURE if self.claim.captured is None else CURE_OF_THE_BACKEND}"
         ) from ours.error
 
@@ -388,7 +388,6 @@ class _Trial:
         """Raise NotTheModel if the graph does not follow what the model's own ``train()`` and ``eval()`` change, as a count of epochs."""
         if not self._own_switch:
             return
-        run_graph = partial(self._run_graph, self.claim.graphs.get("both") or self.claim.graphs[self.mode])
         model: nn.Module = self.claim.model
 
         def switch(before: Snapshot) -> None:
@@ -396,17 +395,16 @@ class _Trial:
                 model.train(mode)
 
         with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
-            theirs, ours = (self._ran(forward, (self.call, self.call), [switch]) for forward in (self._call_model, run_graph))
+            theirs, ours = (self._ran(forward, (self.call, self.call), [switch]) for forward in (self._call_model, self._run_graph))
         if theirs.error is None and (what := _differing(theirs, ours, True)):
             raise NotTheModel(f"{self.claim.title} cannot be traced: {what} after eval() and train(). {_OWN_SWITCH}")
 
     def accepts(self) -> bool:
         """Return whether the graph runs without an error. If it communicates with other ranks, it is not tried."""
-        graph = self.claim.graphs.get("both") or self.claim.graphs[self.mode]
-        error = self._ran(partial(self._run_graph, graph)).error
+        error = self._ran(self._run_graph).error
         return error is None or isinstance(error, _Communicates)
 
-    def _require_next_call(self, graph: fx.Graph, left: Sequence[str], called: tuple[str, ...]) -> None:
+    def _require_next_call(self, left: Sequence[str], called: tuple[str, ...]) -> None:
         """Raise StatefulForward if the model gives another result than its graph in a call after another one.
 
         The second call is tried with stand-ins for what the first one ``left``: if nothing reads them, there is no difference. Otherwise
@@ -414,8 +412,8 @@ class _Trial:
         third call with stand-ins for what each call changes: it may decide something later. ``called``: the beginnings of the names of what
         opaque modules keep.
         """
-        near, twice, run_graph = True, (self.call, self.call), partial(self._run_graph, graph)
-        hidden, ours = self._ran(self._call_model, twice, [lambda left: left.hide(called)]), self._ran(run_graph, twice)
+        near, twice = True, (self.call, self.call)
+        hidden, ours = self._ran(self._call_model, twice, [lambda left: left.hide(called)]), self._ran(self._run_graph, twice)
         if hidden.error is None and not _differing(hidden, ours, near):
             return
 
@@ -424,11 +422,11 @@ class _Trial:
         ]  # fmt: skip
         # with several items more if one more takes another branch
         for one, several in zip(other_sizes(self.call), other_sizes(self.call, 4), strict=True):
-            takes = not isinstance(self._ran(run_graph, (one,)).error, OtherInputs)
+            takes = not isinstance(self._ran(self._run_graph, (one,)).error, OtherInputs)
             other = one if takes else several
             sequences += [((self.call, other), ()), ((other, self.call), ())]
         for calls, between in sequences:
-            theirs, ours = self._ran(self._call_model, calls, between), self._ran(run_graph, calls, between)
+            theirs, ours = self._ran(self._call_model, calls, between), self._ran(self._run_graph, calls, between)
             # the model does not take such inputs, or code that the graph calls decides by the stand-ins; or another graph would run
             if (theirs.error is not None and (ours.error is not None or not between)) or isinstance(ours.error, OtherInputs):
                 continue
@@ -441,7 +439,7 @@ class _Trial:
             if what and not _differing(theirs, again, near):
                 raise StatefulForward.of(self.claim.model, left, {}, f" ({what})")
 
-    def _require_other_calls(self, graph: fx.Graph, left: Sequence[str]) -> None:
+    def _require_other_calls(self, left: Sequence[str]) -> None:
         """Raise StatefulForward if the model's call of another kind gives another result after the graph's call than after its own.
 
         The graph does not leave all that the model has ``left``. The other call is in the other mode, after a step of an optimizer; or it
@@ -462,30 +460,31 @@ class _Trial:
         tried += [("with fewer items", call, nothing) for call in other_sizes(self.call, -1)]
         with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
             for kind, call, between in tried:
-                fresh = self._ran(self._call_model, (self.call, call), [between], partial(self._run_graph, graph))
-                after, again = (self._ran(self._call_model, (self.call, call), [between]) for _ in range(2))
-                errors = [first_line(ran.error) for ran in (fresh, after) if ran.error is not None]
-                what = errors[0] if len(errors) == 1 else "" if errors else _differing(_output(fresh), _output(after), True)
-                if what and not _differing(_output(after), _output(again), True):
+                ran = partial(self._ran, self._call_model, (self.call, call), [between])
+                theirs, ours = ran(), ran(self._run_graph)
+                errors = [first_line(each.error) for each in (theirs, ours) if each.error is not None]
+                what = errors[0] if len(errors) == 1 else "" if errors else _differing(_output(theirs), _output(ours), True)
+                if what and not _differing(_output(theirs), _output(ran()), True):  # the model gives the same again
                     raise StatefulForward.of(model, left, {}, f" ({kind}: {what})")
 
     def _call_model(self, call: Arguments) -> Any:
         return (self.claim.captured or self.claim.model)(*call[0], **call[1])
 
-    def _run_graph(self, graph: fx.Graph, call: Arguments) -> Any:
+    def _run_graph(self, call: Arguments) -> Any:
         with torch.enable_grad():  # an error in a block of ``torch.no_grad`` would leave gradients off
-            return leaving_no_level(GraphRun(self.claim.model, graph).on, self._inputs(graph, call))
+            return leaving_no_level(GraphRun(self.claim.model, self.graph).on, self._inputs(call))
 
-    def _inputs(self, graph: fx.Graph, call: Arguments) -> list[Any]:
-        """Return the value of each placeholder of a graph."""
+    def _inputs(self, call: Arguments) -> list[Any]:
+        """Return the value of each placeholder of the graph."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         if self.claim.captured is not None:
             given = [node.name for node in self.claim.captured.graph.nodes if node.op == "placeholder"]
             values = dict(zip(given, call[0], strict=True))
-            return [values[node.name] for node in graph.nodes if node.op == "placeholder"]
+            return [values[node.name] for node in placeholders]
         bound = inspect.signature(self.claim.model.forward).bind(*call[0], **call[1])
         bound.apply_defaults()
         known = {**self.claim.specialized, **bound.arguments}
-        return [known[str(n.target).lstrip("*")] for n in graph.nodes if n.op == "placeholder"]
+        return [known[str(node.target).lstrip("*")] for node in placeholders]
 
     def _ran(
         self, forward: Forward, calls: Sequence[Arguments] = (), between: Sequence[Between] = (), first: Forward | None = None
@@ -583,14 +582,14 @@ class _Trial:
             self.before.restore()
             self.generators.rewind()
 
-    def _first_difference(self, graph: fx.Graph) -> str:
+    def _first_difference(self) -> str:
         """Return a sentence that names the first node whose value differs, with its line; ``""`` if it cannot be found."""
         try:
             with self._apart(self.call) as ([call], _):
                 expected = steps_of_model(self.claim.captured or self.claim.model, call)
             with self._apart(self.call) as ([call], _):
-                actual = steps_of_graph(self.claim.model, graph, self._inputs(graph, call))
-            return culprit(expected, actual, graph, self.near)
+                actual = steps_of_graph(self.claim.model, self.graph, self._inputs(call))
+            return culprit(expected, actual, self.graph, self.near)
         except Exception as error:
             # this adds detail to an error: a failure here must not replace that error
             raise_interrupt(error)
