@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fuzz.names import Table, Value
 from fuzz.program import DROPOUT
 
@@ -47,6 +49,42 @@ def behind(found: Table, kinds: set[str]) -> set[str]:
     return {value.names[0].text for key, value in found.values.items() if value.names and key in keys}
 
 
+def near_time_first(found: Table, layers: set[str], dims: Mapping[str, int]) -> dict[str, int | None]:
+    """By site near a recurrent layer of [time, batch, ...], the axis of time; None where that is not told here.
+
+    ``layers``: the paths of these layers. Time is axis 0 of what such a layer reads and returns, and of all values that are computed
+    from them, or from which they are computed, by operations that keep the axes.
+    """
+    values = found.values
+    site = {key: value.names[0].text for key, value in values.items() if value.names}
+    whole = {key for key, text in site.items() if dims.get(text, 0) >= 3}  # values that may be sequences
+    sure, links = set[int](), {True: dict[int, set[int]](), False: dict[int, set[int]]()}
+    for key, value in values.items():
+        node = value.node
+        if node is None:
+            continue
+        if node.module in layers:
+            sure |= {*node.reads[:1], *([key] if value.names and value.names[0].ports[:1] == ("out",) else [])}
+        keeps = node.node.is_a(DROPOUT) or node.kind in {*_LAYERS, "Linear"} or (not node.module and _base(value) in _EACH_ALONE)
+        for read in node.reads[:1] if node.kind == "Linear" else node.reads:
+            kind = keeps and key in whole and read in whole
+            links[kind].setdefault(key, set()).add(read)
+            links[kind].setdefault(read, set()).add(key)
+
+    def reached(keys: set[int], *kinds: bool) -> set[int]:
+        todo = list(keys)
+        while todo:
+            key = todo.pop()
+            new = set[int]().union(*(links[kind].get(key, set()) for kind in kinds)) - keys
+            keys |= new
+            todo += new
+        return keys
+
+    sure = reached(sure, True)
+    near = reached(set(sure), True, False)
+    return {site[key]: 0 if key in sure else None for key in near if key in site}
+
+
 def token_readers(found: Table) -> list[str]:
     """The paths of the embeddings that read the first input that one reads, in order."""
     inputs = {key for key, value in found.values.items() if value.node is None}
@@ -58,4 +96,4 @@ def token_readers(found: Table) -> list[str]:
     return list(dict.fromkeys(path for path, read in reading if read == reading[0][1]))
 
 
-__all__ = ["RECURRENT", "behind", "convolved", "token_readers"]
+__all__ = ["RECURRENT", "behind", "convolved", "near_time_first", "token_readers"]

@@ -190,7 +190,8 @@ class Maker:
         self, regs: Sequence[Reg], sites: Sequence[Sequence[str]], own: dict[str, float], see: bool = False, later: bool = False
     ) -> str:  # fmt: skip
         known = getattr(self, "known", None)
-        cells, axes = (known.cells, known.axes) if known else ({}, {})
+        cells = known.cells if known else {}
+        axes = {site: axis for site, axis in (known.near | known.axes).items() if axis is not None} if known else {}
         more = None
         if later and known:
             reads = chains([r.kind for r in regs], [r.pattern for r in regs], named(regs), sites, known.parameters)
@@ -234,6 +235,8 @@ class Maker:
         train = self.tables["train"]
         known.convolved, known.tokens = axes_of.convolved(train), axes_of.token_readers(train)
         known.recurrent = axes_of.behind(train, axes_of.RECURRENT)
+        time_first = {path for path, module in modules.items() if isinstance(module, nn.RNNBase) and not module.batch_first}
+        known.near = axes_of.near_time_first(train, time_first, dims)
         return known
 
     def places(self) -> tuple[list[Place], bool]:

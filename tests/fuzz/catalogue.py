@@ -191,7 +191,8 @@ def _shared(reg: Reg, known: Known, rng: random.Random) -> Reg:
     dims = min((known.dims.get(site, 0) for site in sites), default=0)
     if dims < 1:
         return reg
-    told = all(known.dims.get(site, 0) >= 3 and (site in known.axes or site not in known.recurrent) for site in sites)
+    axis_of_time = {site: 1 for site in sites if site not in known.recurrent} | known.near | known.axes
+    told = all(known.dims.get(site, 0) >= 3 and axis_of_time.get(site) is not None for site in sites)
     axes: Any = rng.randrange(-dims, dims)
     if told and rng.random() < 0.7:
         axes = rng.choice(("time", "batch", ["time", "batch"]))

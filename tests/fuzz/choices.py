@@ -69,6 +69,7 @@ class Known:
     twice: bool = True  # whether all has a second derivative
     convolved: dict[str, bool | None] = field(default_factory=dict)  # by site, whether the axes are a convolution's; None: not told
     recurrent: set[str] = field(default_factory=set)  # sites behind a recurrent layer
+    near: dict[str, int | None] = field(default_factory=dict)  # the axis of time of values near a recurrent layer; None: not told
     tokens: list[str] = field(default_factory=list)  # the paths of embeddings that read token ids
 
 
@@ -202,6 +203,7 @@ def _steps(kind: str, known: Known, rng: random.Random, weight: float) -> Reg | 
     values = [
         p for p in known.values
         if p.usable and known.dims.get(p.name, 0) >= 3 and not any(n.module in several for n in p.names) and p.name not in known.axes
+        and known.near.get(p.name, 0) is not None
     ]  # fmt: skip
     layers = [p for p in known.values if p.name in known.axes and p.names[0].module not in several]
     options: dict[str, Any] = {"norm": "l2"} if kind == "RecurrentNorm" and rng.random() < 0.4 else {}

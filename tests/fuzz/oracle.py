@@ -176,7 +176,8 @@ class _Writer:
         cell = next((path for path, calls in self.cells.items() if site in calls and path in reg.pattern), None)
         if cell is not None:
             return f"R.step({name!r}, '{cell} {self.tables['train'].chains(cell).get(site, 0)}', {var}.clone())"
-        axis = self.axes.get(site, reg.options.get("time_axis", 1))
+        axis = reg.options.get("time_axis", 1)
+        axis = self.axes.get(site, 1) if axis == 1 else axis  # 1 is the default
         return f"R.put({name!r}, R.{reg.kind}(R.steps({var}.clone(), {axis}), {reg.options.get('norm')!r}))"
 
 
