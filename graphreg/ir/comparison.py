@@ -118,7 +118,7 @@ def described_node(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
 
 
 def _content(value: Tensor) -> str:
-    if value.device.type == "meta" or torch.nn.parameter.is_lazy(value):
+    if value.device.type == "meta":
         return ""
     with torch.no_grad():
         return hashlib.blake2b(repr(value.detach().cpu().tolist()).encode()).hexdigest()

@@ -120,7 +120,7 @@ class Operations:
         """
         module = self.module(node)
         if module is not None:
-            return not isinstance(module, NORM_MODULES) and any(not nn.parameter.is_lazy(p) and p.dim() >= 2 for p in module.parameters())
+            return not isinstance(module, NORM_MODULES) and any(p.dim() >= 2 for p in module.parameters())
         return function_name(node) in PRODUCTS or self.is_opaque(node)
 
     def is_norm(self, node: fx.Node) -> bool:

@@ -264,7 +264,7 @@ class ViewsAndWrites:
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             tensor = getattr(self.operations.modules.get(owner), name, None)
-            if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
+            if not isinstance(tensor, Tensor):
                 return Hole(index)
             return Hole(index, "tensor", ((tuple(tensor.shape), tensor.dtype),))
         if "value" not in node.meta:
@@ -370,7 +370,7 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     for name, inner in module.named_modules():
         settings += [name, type(inner)]
         tensors = [(key, t) for key, t in (*inner._parameters.items(), *inner._buffers.items()) if t is not None]
-        settings += [(key, None if nn.parameter.is_lazy(t) else tuple(t.shape), t.dtype) for key, t in tensors]
+        settings += [(key, tuple(t.shape), t.dtype) for key, t in tensors]
         plain = [(key, value) for key, value in vars(inner).items() if key[0] != "_"]
         settings += [(key, type(value), value if _is_hashable(value) else repr(value)) for key, value in plain]
     return tuple(settings)

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 from graphreg.errors import GraphRegError, RegularizerError, listed, shown
 from graphreg.ir.module_record import RULES
 from graphreg.ir.terminal import check_width, coloured, marked, paint, width_now
@@ -194,9 +192,8 @@ def _beside(a: Any, b: Any, planned: bool) -> Iterator[str]:
     if other:
         yield f"besides the code: the noise is seeded differently ({listed(other)})"
 
-    # A lazy parameter has no shape before its module's first call.
     bare = [module if _is_stripped(module) else rewritten(module) for module in (a, b)]
-    shapes, others = ({name: p.shape for name, p in each.named_parameters() if not nn.parameter.is_lazy(p)} for each in bare)
+    shapes, others = ({name: p.shape for name, p in each.named_parameters()} for each in bare)
     pairs = [(name, shapes[name], shape) for name, shape in others.items() if shapes.get(name, shape) != shape]
     if pairs:
         differences = [f"{name} {'x'.join(map(str, old))} and {'x'.join(map(str, new))}" for name, old, new in pairs]

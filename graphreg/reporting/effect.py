@@ -419,7 +419,7 @@ class _State:
         self.containers = [(each, copy(each)) for each in own if type(each) in (list, dict, set)]
         # also parameters: an embedding with ``max_norm`` writes into its weight
         tensors = [each for module in modules for each in (*module._buffers.values(), *module._parameters.values())]
-        written = {id(each): each for each in (*tensors, *own) if isinstance(each, Tensor) and not nn.parameter.is_lazy(each)}
+        written = {id(each): each for each in (*tensors, *own) if isinstance(each, Tensor)}
         self.tensors = [(each, each.detach().clone()) for each in written.values()]
 
     def restore(self) -> None:

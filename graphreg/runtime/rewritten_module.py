@@ -514,9 +514,7 @@ def _structure(module: nn.Module) -> list[Any]:
         ]  # fmt: skip
         options = sorted((name, repr(text(value) if isinstance(value, Regularizer) else value)) for name, value in plain)
         named = (*inner._parameters.items(), *inner._buffers.items())
-        tensors = [
-            (name, None if nn.parameter.is_lazy(x) else x.shape, x.dtype, x.device, x.requires_grad) for name, x in named if x is not None
-        ]
+        tensors = [(name, x.shape, x.dtype, x.device, x.requires_grad) for name, x in named if x is not None]
         structure.append((path, type(inner) if inner is not module else None, options, tensors))
     return [*structure, list(regularizers)]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx, nn
+from torch import fx
 
 from graphreg.errors import RegularizerError, suggestions_text
 from graphreg.ir.metadata import calls_of, label_site, own_labels, own_name, record_calls, scope_of
@@ -84,26 +84,20 @@ def _told_apart(stage: Traced, whole: Traced, names: WholeNames) -> tuple[dict[s
 
 def _require_parts(stage: Traced, whole: Traced, paths: Paths) -> None:
     """Raise RegularizerError unless the parameters of the stage are parameters of the whole model."""
-    shapes = dict(_shapes(whole.model))
-    for name, shape in _shapes(stage.model):
-        theirs = paths(name)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_by_name(whole.model).items()}
+    for name, parameter in parameters_by_name(stage.model).items():
+        theirs, shape = paths(name), tuple(parameter.shape)
         if theirs not in shapes:
             raise RegularizerError(
                 f"the stage has a parameter {theirs!r}, and {whole.title} has none of that name.{suggestions_text(theirs, shapes)} Build "
                 "the stage from the modules of the whole model under their own names, as by a copy from which the other layers are "
                 f"deleted; or say what the names are, with names={{'0': 'layers.4'}} for a module '0' that is 'layers.4' in {whole.title}."
             )
-        if None not in (shape, shapes[theirs]) and shape != shapes[theirs]:
+        if shape != shapes[theirs]:
             raise RegularizerError(
                 f"the parameter {theirs!r} has the shape {shape} in the stage, and {shapes[theirs]} in {whole.title}. "
                 "whole= must be the model that the stage is a part of; regularize before you shard."
             )
-
-
-def _shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Yield each parameter's name and shape; None if it has no shape yet."""
-    for name, parameter in parameters_by_name(model).items():
-        yield name, None if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
 
 
 class _Names:

@@ -16,7 +16,6 @@ from graphreg.errors import OtherInputs, TraceError, first_line
 from graphreg.ir.train_eval import ModeGraphs, modes_asked, why_not_in_eval
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.fake_tensors import FAKE_LOGGER, FakeTensorMode
-from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
 from graphreg.torch_internals.random_state import quiet
 from graphreg.torch_internals.torch_modes import uncompiled
 from graphreg.tracing.global_queries import needs_gradients
@@ -74,13 +73,6 @@ def no_shape(call: Arguments) -> str:
     return f" They are the arguments of a call, such as torch.randn({', '.join(map(str, values))}), and not the shape of one."
 
 
-def no_values_yet(model: nn.Module) -> str:
-    """Return what to do, for an error message, about a model with lazy modules that have not run yet; ``""`` for any other model."""
-    named = {**parameters_by_name(model), **buffers_by_name(model)}
-    name = next((name for name, x in named.items() if nn.parameter.is_lazy(x)), None)
-    return "" if name is None else f" {name} belongs to a lazy module. Run one forward first, model(*inputs), which gives it its shape."
-
-
 def propagate(
     model: nn.Module,
     graphs: ModeGraphs,
@@ -136,9 +128,9 @@ def _copy_of(model: nn.Module) -> nn.Module:
         kept = tensor_copies(each for each in held if isinstance(each, torch.Tensor) and not each.is_leaf)
         return with_their_attributes(copy.deepcopy(model, dict[int, Any](kept)), model)
     except Exception as error:  # the model holds a lock, a generator or an open file
-        cure = no_values_yet(model) or " Regularize it without them, or give its class a __deepcopy__."
         raise TraceError(
-            f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs.{cure}"
+            f"{type(model).__name__} cannot be copied ({first_line(error)}), and graphreg runs a copy of it on the example_inputs. "
+            "Regularize it without them, or give its class a __deepcopy__."
         ) from error
 
 

@@ -56,8 +56,6 @@ class TensorState:
     @classmethod
     def _read(cls, tensor: Tensor) -> TensorState:
         """Return the present state of a tensor, within ``without_functions()``."""
-        if nn.parameter.is_lazy(tensor):  # the tensor has no shape yet: reading it would raise
-            return cls(id(tensor), (), 0)
         strided = tensor.layout is torch.strided and not is_wrapped(tensor)
         geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)
         try:

@@ -31,6 +31,7 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.distributed import class_name
 from graphreg.torch_internals.interpreter import at_rest, deep_enough
 from graphreg.torch_internals.modules import (
+    buffers_by_name,
     compiles_itself,
     has_backward_hooks,
     has_users_global_hook,
@@ -692,6 +693,13 @@ def check_traceable(model: object) -> None:
             "module that it was made from in its place."
         )
 
+    named = {**parameters_by_name(model), **buffers_by_name(model)}
+    lazy = next((name for name, tensor in named.items() if nn.parameter.is_lazy(tensor)), None)
+    if lazy is not None:
+        raise TraceError(
+            f"{lazy} of {type(model).__name__} belongs to a lazy module, and has no shape yet: regularizers would leave it out. Run one "
+            "forward first, model(*inputs), which gives it its shape."
+        )
     if has_users_global_hook():
         raise TraceError(
             "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool that "

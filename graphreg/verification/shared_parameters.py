@@ -19,14 +19,13 @@ class SharedParameters:
     """The parameters of one copy of the model, which all copies that ``verify`` runs may share.
 
     Attributes:
-        on: Whether the copies share these parameters. False if one of them is lazy, and after
-            ``turn_off``.
+        on: Whether the copies share these parameters. False after ``turn_off``.
     """
 
     def __init__(self, given: nn.Module, copy: nn.Module, module: nn.Module) -> None:
         """``given``: the user's model; ``copy``: the copy of it that has the parameters; ``module``: the rewritten module."""
         self.given, self.own, self.theirs = parameters_of(given), parameters_of(copy), parameters_of(module)
-        self.on = not any(map(nn.parameter.is_lazy, self.own.values()))
+        self.on = True
 
     def memo(self) -> dict[int, Any]:
         """Return a memo for ``copy.deepcopy``. With it, a copy of the model or of the module uses the shared parameters.

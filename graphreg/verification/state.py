@@ -26,7 +26,7 @@ def first_change(expected: nn.Module, ours: nn.Module, attributes: bool = False)
         if name not in mine or name not in theirs:
             return f"{name} is {'not in the module' if name in theirs else 'not in the model'}"
         # A rewritten module has the model's own tensors, and equal objects need no comparison.
-        if theirs[name] is not mine[name] and not nn.parameter.is_lazy(theirs[name]) and (how := difference(theirs[name], mine[name])):
+        if theirs[name] is not mine[name] and (how := difference(theirs[name], mine[name])):
             return f"{name} {how}"
     return ""
 
@@ -54,6 +54,6 @@ def attribute(twin: nn.Module, dotted: str) -> Any:
 def differing_parameter(expected: dict[str, nn.Parameter], ours: dict[str, nn.Parameter]) -> str:
     """Describe the first parameter in ``ours`` that differs from the parameter of the same name in ``expected``; ``""`` if none does."""
     for name, parameter in expected.items():
-        if name in ours and not nn.parameter.is_lazy(parameter) and (how := difference(parameter, ours[name])):
+        if name in ours and (how := difference(parameter, ours[name])):
             return f"the parameter {name} {how}"
     return ""

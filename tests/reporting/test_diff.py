@@ -132,12 +132,6 @@ def test_what_differs_beside_the_code() -> None:
     assert not graphreg.diff(*plans) and not graphreg.diff(first, first)  # a plan has no seed yet
 
 
-def test_lazy_parameters_have_no_shape_to_compare() -> None:
-    lazy = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LazyLinear(2))
-    first, second = (graphreg.regularize(lazy, HiddenL1("1", weight)) for weight in (0.1, 0.2))
-    assert graphreg.diff(first, second).added == 1
-
-
 @pytest.mark.parametrize(("scale", "told"), [(8, "scale 8"), (torch.tensor(2.0), "scale 2"), (float, "scaled by float")])
 def test_the_scale_of_attached_penalties(scale: Any, told: str) -> None:
     module = graphreg.regularize(Net(), weight_l2=0.1, penalties="attach", scale=scale)

@@ -26,7 +26,7 @@ from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.export.op_record import UnsupportedValue, UntraceableModel
 from graphreg.tracing.export.recorder import Recorder
 from graphreg.tracing.export.unlift import Unlifter
-from graphreg.tracing.fake_inputs import Arguments, no_values_yet, run_model
+from graphreg.tracing.fake_inputs import Arguments, run_model
 from graphreg.tracing.frames import note_caught
 from graphreg.tracing.global_queries import Answers, ModeReads, settle_queries
 from graphreg.tracing.refusals import location
@@ -74,7 +74,7 @@ def export(model: nn.Module, call: Arguments, opaque: dict[str, str], constants:
         check_works()
 
     why = str(failure) if isinstance(failure, UntraceableModel) else first_line(failure)
-    raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).{no_values_yet(model)}") from failure
+    raise TraceError(f"{type(model).__name__} cannot be exported{location(failure)} ({why}).") from failure
 
 
 class FrontEndError(TraceError):

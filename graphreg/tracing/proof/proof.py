@@ -182,8 +182,6 @@ def _unprovable(claim: Claim, call: Arguments) -> str:
         return f"{hooked} has a hook, which is part of the graph, and a proof would run it once more"
     given = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
     owned = [*parameters_by_name(model).values(), *buffers_by_name(model).values()]
-    if any(map(nn.parameter.is_lazy, owned)):
-        return "some of its parameters are not initialized yet"
     if any(tensor.device.type == "meta" or is_fake(tensor) for tensor in (*owned, *given)):
         return NO_VALUES
     if any(map(is_distributed, owned)):

@@ -234,7 +234,7 @@ class ParameterState(Attributes):
     def __init__(self, owner: torch.Tensor, name: str, may_accumulate: bool) -> None:
         """Note the present state. ``may_accumulate``: whether the forward may run a backward pass, which writes into the gradient."""
         self.owner, self.name, self.content = owner, name, dict(own_attributes(owner))
-        plain = is_plain_data(owner) and owner.layout is torch.strided and not nn.parameter.is_lazy(owner) and not is_wrapped(owner)
+        plain = is_plain_data(owner) and owner.layout is torch.strided and not is_wrapped(owner)
         self.data = owner.data if plain else owner
         self._place = _place_of(self.data) if plain else None
         self._leaf, self._requires_grad = owner.is_leaf, owner.requires_grad
