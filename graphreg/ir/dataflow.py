@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 
 from torch import fx
 
 from graphreg.ir.operations import function_name, is_integer, is_size
+from graphreg.torch_internals.torch_modes import gradients_switched
 
 
 def sizes_of(graph: fx.Graph) -> set[fx.Node]:
@@ -18,9 +19,22 @@ def sizes_of(graph: fx.Graph) -> set[fx.Node]:
     return sizes
 
 
-def carries_derivative(node: fx.Node, sizes: Container[fx.Node]) -> bool:
-    """Return whether a derivative can pass through a node. It cannot pass through numbers, integer tensors or ``detach``."""
-    return node not in sizes and not is_integer(node) and function_name(node) != "detach"
+def without_derivative(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes through which no derivative passes.
+
+    They are numbers, shapes, flags, integer tensors, what is computed in a block of
+    ``torch.no_grad``, detached tensors, and tensors that only have the options of another tensor,
+    such as ``torch.zeros_like(x)``.
+    """
+    stopped, is_off = sizes_of(graph), False
+    for node in graph.nodes:
+        if node.target is gradients_switched:
+            is_off = node.args[0] is False
+        name = function_name(node)
+        has_options_only = name.endswith("_like") or name.startswith("new_")
+        if node.op != "get_attr" and (is_off or is_integer(node) or name in ("detach", "detach_") or has_options_only):
+            stopped.add(node)
+    return stopped
 
 
 def reached(

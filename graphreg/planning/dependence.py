@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from graphreg.errors import NoMatchError
-from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
+from graphreg.errors import NoMatchError, RegularizerError, listed
+from graphreg.ir.dataflow import reached, without_derivative
 from graphreg.ir.metadata import own_name
 from graphreg.ir.operations import Operations, function_name
 from graphreg.ir.roles import site_nodes
@@ -56,6 +56,7 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
 
     Raises:
         NoMatchError: ``wrt`` matches nothing.
+        RegularizerError: No site depends on a value of ``wrt``.
     """
     inputs = [site for site in traced.values if site.role == "input" and site.selectable]
     usual = "the floating-point inputs"
@@ -74,6 +75,11 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
         # A site depends on ``wrt`` if it does so in the graph of one mode.
         apart -= {s.name for s in sites if nodes.get(s.name) in after}
         between |= {own_name(node) or node.name: node for node in graph.nodes if node in after and node in before}
+    if traced.whole and sites and len(apart) == len(sites):
+        raise RegularizerError(
+            f"{who}: no derivative with respect to {listed([site.name for site in wrt_sites])} reaches its sites "
+            f"({listed(sorted(apart))}), so the penalty would change nothing. Select other sites, or other values with wrt=."
+        )
 
     suspects = list[str]()
     for name, node in between.items():
@@ -87,8 +93,8 @@ def dependence_slice(traced: Traced, wrt: Selector, sites: Sequence[Site], who: 
 
 def downstream(nodes: Sequence[fx.Node], operations: Operations) -> set[fx.Node]:
     """Return ``nodes`` and all nodes that depend on one of them through floating-point values, also through in-place writes."""
-    effects, sizes = ViewsAndWrites(operations), sizes_of(nodes[0].graph) if nodes else set()
-    return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: carries_derivative(node, sizes))
+    effects, stopped = ViewsAndWrites(operations), without_derivative(nodes[0].graph) if nodes else set()
+    return reached(nodes, lambda node: [*node.users, *effects.writes(node)], lambda node: node not in stopped)
 
 
 def upstream(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 from torch import fx, nn
 
-from graphreg.ir.dataflow import carries_derivative, reached, sizes_of
+from graphreg.ir.dataflow import reached, without_derivative
 from graphreg.ir.metadata import Kind, addition_of
 from graphreg.ir.operations import Operations
 from graphreg.reporting.entries import Trained
@@ -26,13 +25,11 @@ def trained(module: nn.Module, graphs: Mapping[str, fx.Graph]) -> dict[str, Trai
     names = {id(parameter): name for name, parameter in parameters_by_name(module, once=True).items()}
     by_penalty: dict[str, set[str]] = {}
     for graph in graphs.values():
-        sizes = sizes_of(graph)
+        passes = set(graph.nodes) - without_derivative(graph)
         for node in graph.nodes:
             added = addition_of(node)
             if added is not None and added.kind == Kind.TOTAL and added.regularizer is not None:
-                # No gradient passes a size, an integer tensor or ``detach``, so the walk ends there.
-                carries = partial(carries_derivative, sizes=sizes)
-                before = {node, *reached(node.all_input_nodes, lambda each: each.all_input_nodes, carries)}
+                before = {node, *reached(node.all_input_nodes, lambda each: each.all_input_nodes, passes.__contains__)}
                 by_penalty.setdefault(added.regularizer, set()).update(names[id(p)] for n in before for p in _read(n, module, operations))
     needs = {name: parameter.requires_grad for name, parameter in parameters_by_name(module, once=True).items()}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import graphreg
-from graphreg import Penalty, Vjp
+from graphreg import Penalty, RegularizerError, Vjp
 from graphreg.passes import BernoulliDropout, Contractive, HiddenL1, WeightL2
 
 
@@ -185,15 +186,37 @@ def test_no_path_is_zero_and_the_report_says_so() -> None:
             return self.a(x) + self.b(y)
 
     model = Two()
-    only = graphreg.regularize(model, Contractive("b", 1.0, wrt="x"), rng=0)
-    value = one(only, X, X)
-    assert value.item() == 0
-    assert graphreg.report(only).regularizers[0].notes == ("with respect to x; 0 at b, because no path leads there",)
+    message = re.escape("Contractive: no derivative with respect to x reaches its sites (b), so the penalty would change nothing.")
+    with pytest.raises(RegularizerError, match=message):
+        graphreg.regularize(model, Contractive("b", 1.0, wrt="x"))
+    with pytest.raises(RegularizerError, match=message):
+        graphreg.plan(graphreg.trace(model), Contractive("b", 1.0, wrt="x"))
     both = graphreg.regularize(model, Contractive(("a", "b"), 1.0, wrt="x", estimator="exact"))
+    assert graphreg.report(both).regularizers[0].notes[0].startswith("with respect to x; 0 at b, because no path leads there")
     torch.testing.assert_close(one(both, X, X), model.a.weight.square().sum() / 2)
     all_of_it = graphreg.regularize(model, Contractive("add", 1.0, estimator="exact"))
     torch.testing.assert_close(one(all_of_it, X, X), model.a.weight.square().sum() + model.b.weight.square().sum())
     assert "with respect to x, y" in str(graphreg.plan(graphreg.trace(model), Contractive("add", 1.0)))
+
+
+def test_no_derivative_passes_a_block_without_gradients_and_what_has_only_options_of_a_tensor() -> None:
+    class Off(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.mid, self.gate = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = self.encoder(x)
+            return self.mid(h).tanh() * (torch.zeros_like(self.gate(x)) + 1) + self.gate(x).clone().detach_()
+
+    with pytest.raises(RegularizerError, match=r"no derivative with respect to x reaches its sites \(tanh\)"):
+        graphreg.regularize(Off(), Contractive("tanh", 1.0), example_inputs=X)
+    model = Off()
+    module = graphreg.regularize(model, HiddenL1("add_1", 1.0), example_inputs=X)
+    one(module, X).backward()
+    told = graphreg.report(module).regularizers[0].trains
+    assert told == tuple(name for name, p in model.named_parameters() if p.grad is not None) == ("mid.weight", "mid.bias")
 
 
 def test_arithmetic_on_tensors_is_a_path() -> None:
