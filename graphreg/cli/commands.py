@@ -28,6 +28,7 @@ from graphreg.recipes.asked_groups import FROZEN, AskedGroups
 from graphreg.recipes.files import write
 from graphreg.recipes.recipe import Recipe
 from graphreg.tracing.listing import names, trace_to_show
+from graphreg.tracing.proof.proof import MODEL_RAISES
 from graphreg.tracing.trace import Traced
 from graphreg.verification.copies import copied_model
 from graphreg.verification.verify import validate
@@ -68,14 +69,19 @@ def _model_and_inputs(args: Namespace) -> tuple[nn.Module, Any]:
 
 
 def _traced(args: Namespace, model: nn.Module, inputs: Any) -> Traced:
+    inputs_text = f" with {' '.join(args.input or [args.inputs])}" if inputs is not None else ""
     try:
-        return trace_to_show(model, inputs, args.front_end)
+        traced = trace_to_show(model, inputs, args.front_end)
     except GraphRegError:
         raise
     except Exception as error:  # the model's own error, of any kind
-        inputs_text = f" with {' '.join(args.input or [args.inputs])}" if inputs is not None else ""
         file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
         raise UsageError(f"{args.model} cannot run{inputs_text}: {raised(error, file)}") from error
+    reasons = list(traced.unproved.values())
+    # an error that shapes do not show: a dtype, or an id beyond an embedding
+    if reasons and all(reason.startswith(MODEL_RAISES) for reason in reasons):
+        raise UsageError(f"{args.model} cannot run{inputs_text}: {reasons[0].removeprefix(MODEL_RAISES)}")
+    return traced
 
 
 def _names(args: Namespace) -> Names:

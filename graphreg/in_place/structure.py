@@ -193,8 +193,8 @@ class StructureGraph:
                 raise GraphRegError(
                     f"{path} has a hook, and in train mode the model runs as a graph, which contains the operations of {path} but does not "
                     f"call it: the hook would not run. Make it a block that is called: graphreg.regularize_(model, ..., blocks={path!r}), "
-                    "unless it computes nothing; or register the hook on the model itself, or on a layer that the graph calls, such as an "
-                    "nn.Linear."
+                    "unless it computes nothing itself (a quantization stub); or register the hook on the model itself, or on a layer that "
+                    "the graph calls, such as an nn.Linear; or use graphreg.regularize, whose graph contains what the hook computes."
                 )
 
     def follow(self, model: nn.Module) -> None:

@@ -237,9 +237,12 @@ class RewrittenModule(fx.GraphModule):
         """
         rules = self._modules.get(RULES)
         attach = rules._modules.get("attach") if rules is not None else None
-        if attach is None:
-            raise GraphRegError("this module returns its penalties with its output; penalties() is for penalties='attach'.")
-        return dict(attach.last)  # type: ignore[arg-type]
+        if attach is not None:
+            return dict(attach.last)  # type: ignore[arg-type]
+        record = rules.build_record if isinstance(rules, Rules) else None
+        if record is not None and record.penalties == "attach":  # and there is no penalty
+            return {}
+        raise GraphRegError("this module returns its penalties with its output; penalties() is for penalties='attach'.")
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules")

@@ -247,9 +247,9 @@ def _on_shards(
     """
     if splice.on_parameter:
         raise RegularizerError(
-            f"{splice.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. Apply "
-            "fully_shard to the whole module alone, not to its submodules, so that its forward has whole parameters; or leave the "
-            "parameter out."
+            f"{splice.description}: the parameter is sharded here (DTensor), so that each rank would draw for a part of it. With "
+            "fully_shard, apply it to the whole module alone, not to its submodules, so that its forward has whole parameters. With "
+            "parallelize_module, leave the parameter out."
         )
     if inputs:
         option = next(iter(inputs))

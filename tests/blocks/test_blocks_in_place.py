@@ -233,7 +233,7 @@ def test_hooks_run_at_calls_and_are_not_traced() -> None:
 def test_without_blocks_a_hook_is_refused_with_the_cure() -> None:
     model = placed(blocks=None)
     model.layers[0].register_forward_hook(lambda block, args, output: None)
-    cure = r"layers\.0 has a hook.*regularize_\(.*, blocks='layers\.0'\), unless it computes nothing; or register the"
+    cure = r"layers\.0 has a hook.*regularize_\(.*, blocks='layers\.0'\), unless it computes nothing itself.*; or register the"
     with pytest.raises(graphreg.GraphRegError, match=cure):
         model(X)
 

@@ -428,6 +428,7 @@ ANYWHERE: list[tuple[str, list[str], str]] = [  # the model, options, what is sa
     (NET, ["--kwargs", "wide=2"], "--kwargs 'wide=2' is no JSON"),
     (NET, ["--kwargs", "[2]"], "--kwargs '[2]' is no JSON object; write --kwargs '{\"num_classes\": 10}'."),
     (NET, ["--input", "5x3"], "cli_nets.py:Net cannot run with 5x3: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+    (NET, ["--input", "5x4:float64"], "cli_nets.py:Net cannot run with 5x4:float64: RuntimeError: mat1 and mat2 must have the same dtype"),
     (NET, ["--input", "5x4", "--input", "5x4"], "example_inputs do not fit Net.forward(x): too many positional arguments."),
     (NET, ["--input", "y=5x4"], "example_inputs do not fit Net.forward(x)"),
     (NET, ["--input", "5,4"], "--input '5,4' is no shape; write [name=]SHAPE[:dtype][<bound], e.g. 1x3x224x224"),

@@ -559,7 +559,9 @@ def test_without_penalties_nothing_is_attached() -> None:
     other = graphreg.regularize(model, rng=1, hidden_dropout=0.3)
     x, _ = data()
     assert torch.equal(module(x), other(x).output)
-    assert "attach" not in module.code
+    assert "attach" not in module.code and module.penalties() == {}
+    with pytest.raises(GraphRegError, match="this module returns its penalties with its output"):
+        other.penalties()
 
 
 def test_a_penalty_of_frozen_outputs_still_joins() -> None:

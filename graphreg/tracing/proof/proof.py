@@ -65,6 +65,7 @@ PROVABLE = frozenset((NO_INPUTS, TRACED, NO_VALUES))  # the reasons that a later
 NOT_ASKED = "prove=False"
 _RANDOM_STATE = "the state of torch's random generator after the call"
 _AUTOCAST = (torch.bfloat16, torch.float16)  # all dtypes that torch.autocast takes, but for float32 on CUDA
+MODEL_RAISES = "the model itself raises "  # and the error
 COMMUNICATES = "its forward communicates with other ranks, and one rank cannot know whether the others prove it, too"
 
 CURE = (
@@ -324,7 +325,7 @@ class _Trial:
         if isinstance(theirs.error, _Communicates):
             return COMMUNICATES
         if theirs.error is not None:
-            return f"the model itself raises {first_line(theirs.error)}"
+            return MODEL_RAISES + first_line(theirs.error)
 
         ours = self._ran(self._run_graph)
         if any(isinstance(value, Tensor) and is_fake(value) for value in (*theirs.values.values(), *ours.values.values())):
