@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 
 import networkx as nx
 
@@ -11,6 +11,8 @@ from graphreg.drawing.badges import Badge, Layers, badges
 from graphreg.drawing.graph import as_networkx
 from graphreg.drawing.view import Viewed
 from graphreg.errors import GraphRegError, listed
+from graphreg.planning.native_dropout import OWN_DROPOUT
+from graphreg.regularizer.base import Regularizer
 from graphreg.session.strengths import strength_text
 
 Badges = Mapping[str, tuple[Badge, ...]]
@@ -62,20 +64,37 @@ def heading(seen: Viewed) -> str:
 
 def legend(seen: Viewed) -> dict[str, str]:
     """Return what the legend says, by the regularizer's name."""
-    now = _texts(seen)
-    if seen.against is None:
-        return now
-    before = _texts(seen.against)
+    other = seen.against
+    if other is None:
+        return _texts(seen, {})
+    now, before = ({**_texts(a, b.plan.regularizers if b.plan else {}), **_native(a)} for a, b in ((seen, other), (other, seen)))
     return {
         name: now[name] if before.get(name) == now.get(name) else f"{before.get(name, 'none')} → {now.get(name, 'none')}"
         for name in (*now, *(name for name in before if name not in now))
+        if name != OWN_DROPOUT or before.get(name) != now.get(name)
     }
 
 
-def _texts(seen: Viewed) -> dict[str, str]:
+def _texts(seen: Viewed, others: Mapping[str, Regularizer]) -> dict[str, str]:
+    """Return a line for each regularizer. ``others``: regularizers by name; options that differ from theirs are named."""
     texts = {}
     for name, regularizer in seen.plan.regularizers.items() if seen.plan else ():
         count = len(seen.plan.of(name)) if seen.plan else 0
         sites = f"{count} site{'s' * (count != 1)}"
-        texts[name] = f"{type(regularizer).__name__} {strength_text(name, seen.strengths)} on {regularizer.pattern!r}, {sites}"
+        options = "".join(f", {option}={value!r}" for option, value in _differing(regularizer, others.get(name)))
+        texts[name] = f"{type(regularizer).__name__} {strength_text(name, seen.strengths)} on {regularizer.pattern!r}, {sites}{options}"
     return texts
+
+
+def _differing(regularizer: Regularizer, other: Regularizer | None) -> Iterator[tuple[str, object]]:
+    """Yield the options, apart from pattern and strength, in which a regularizer differs from another of its class."""
+    for field in fields(regularizer) if type(other) is type(regularizer) else ():
+        value = getattr(regularizer, field.name)
+        if field.name not in ("pattern", "name", "weight") and repr(value) != repr(getattr(other, field.name)):
+            yield field.name, value
+
+
+def _native(seen: Viewed) -> dict[str, str]:
+    """Return a line for native dropout, if the plan changes some."""
+    changed = [f"{edit.action} at {edit.dropout.site.name}" for edit in seen.plan.native_dropout] if seen.plan else []
+    return {OWN_DROPOUT: listed(changed)} if changed else {}

@@ -227,7 +227,8 @@ def _folder(
         box, pair = _levels(chains[start], chains[end])[0]
         pairs.setdefault(box, set()).add(pair)
     ops = {key: str(attributes["op"]) for key, attributes in drawn.nodes(data=True)} | {key: classes.get(key[:-1], "") for key in children}
-    marks = {key: tuple(badge.label for badge in several) for key, several in shown.items()}
+    acts = {key: tuple(badge.label for badge in several) for key, several in shown.items()}
+    marks = {key: (*acts.get(key, ()), str(attributes.get("own_dropout", ""))) for key, attributes in drawn.nodes(data=True)}
     return Folder({key: list(kids) for key, kids in children.items()}, ops, marks, pairs)
 
 

@@ -45,6 +45,19 @@ def test_strengths_that_were_set_are_compared() -> None:
     assert {badge.text for badges in made.badges.values() for badge in badges} == {"dropout 0.1 → 0.4"}
 
 
+def test_the_legend_names_other_options_and_other_native_dropout() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
+    one, two = {"weight_l2": 0.1, "dropout": {"0": 0.1}}, {"weight_l2": {"strength": 0.1, "reduction": "sum"}, "dropout": {"0": 0.1}}
+    first = graphreg.regularize(model, rng=0, **one)  # type: ignore[arg-type]
+    second = graphreg.regularize(model, rng=0, own_dropout={"2": "off"}, **two)  # type: ignore[arg-type]
+    legend = picture(replace(viewed(second), against=viewed(first))).regularizers
+    assert legend == {
+        "weight_l2": "WeightL2 0.1 on '*', 2 sites, reduction='mean' → WeightL2 0.1 on '*', 2 sites, reduction='sum'",
+        "dropout": "BernoulliDropout 0.1 on '0', 1 site", "own_dropout": "none → off at 2",
+    }  # fmt: skip
+    assert "own_dropout" not in picture(replace(viewed(second), against=viewed(second))).regularizers
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GraphRegError, match="against= is for another plan or module of the same model, and these differ in"):
         graphreg.draw(net(weight_l2=0.1), tmp_path / "x.html", against=nn.Sequential(nn.Linear(4, 4)))

@@ -123,6 +123,12 @@ def test_what_is_unfolded() -> None:
     assert unfolded(picture(viewed(GPT(2)))) == {"/", "h/", "h.0/", "h.1/", "h.0.mlp/", "h.1.mlp/"}
 
 
+def test_blocks_whose_native_dropout_changes_are_not_folded_with_others() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.1), nn.Linear(4, 4), nn.ReLU()) for _ in range(12)))
+    made = picture(viewed(graphreg.regularize(model, own_dropout={"5.2": "off"}, rng=0)))
+    assert {box.op for box in made.boxes.values() if "×" in box.op} == {"Sequential × 5", "Sequential × 6"}
+
+
 # Where it stands
 
 
