@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> RecipeFile:
     """
     file, parse = Path(path), _of_suffix(path)[0]
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RegularizerError(f"the recipe {file} cannot be read: {error}.") from None
     return RecipeFile(parse(text, file), file, text)

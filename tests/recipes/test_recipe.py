@@ -628,6 +628,13 @@ def test_lines() -> None:
     assert line_of("", {}, ()) is None
 
 
+def test_a_file_that_an_editor_began_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for name, text in {"r.toml": "weight_l2 = 0.1\n", "r.json": '{"weight_l2": 0.1}', "r.yaml": "weight_l2: 0.1\n"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        module = graphreg.regularize(nn.Linear(2, 2), recipe=tmp_path / name)
+        assert list(module(torch.ones(1, 2)).penalties) == ["weight_l2"]
+
+
 @pytest.mark.parametrize("section", ["", "In a file", "By hand"])
 def test_the_page(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
