@@ -19,6 +19,8 @@ from graphreg.ir.site import Label, Site
 from graphreg.ir.time_steps import Steps
 from graphreg.ir.train_eval import ModeGraphs
 
+# operations that may make one axis of two, or two of one, and keep the order of the elements
+_REGROUP = {"view", "reshape", "flatten", "unflatten"}
 # one output of a module: the module's path, and the names of the output (``Label.ports``)
 Port = tuple[str, tuple[str, ...]]
 # by site: the string that selected it, and how to read its value
@@ -222,6 +224,19 @@ class _Calls:
             return False
         return nearest(node, self._is_beside_time_first, self._beside) is not None
 
+    def is_behind_view(self, site: Site) -> bool:
+        """Return whether a layer of [time, batch, ...] made the value or reads it, and operations that regroup axes are between them."""
+        node = self.nodes.get(site.name)
+        return bool(node and self._time_first and nearest(node, self._is_beside_time_first, self._beside_or_regrouped))
+
+    def convolution_behind(self, site: Site) -> fx.Node | None:
+        """Return the convolution that made the value, perhaps through operations that keep or regroup its axes; None if there is none."""
+
+        def operands(node: fx.Node) -> list[fx.Node]:
+            return _regrouped(node) or list(operands_with_its_axes(node, self.operations))
+
+        return nearest(self.nodes[site.name], lambda node: spatial_dims(node, self.operations), operands)
+
     @cached_property
     def _time_first(self) -> set[fx.Node]:
         """The calls of layers with ``batch_first=False``, and the values that are sequences of recurrent layers with this order of axes."""
@@ -243,6 +258,12 @@ class _Calls:
     def _beside(self, node: fx.Node) -> list[fx.Node]:
         """Return the values that have the same axes as a value from which they are computed, or which is computed from them."""
         return [*self._alike(node), *(user for user in node.users if node in self._alike(user))]
+
+    def _beside_or_regrouped(self, node: fx.Node) -> list[fx.Node]:
+        return [*self._alike_or_regrouped(node), *(user for user in node.users if node in self._alike_or_regrouped(user))]
+
+    def _alike_or_regrouped(self, node: fx.Node) -> list[fx.Node]:
+        return _regrouped(node) or self._alike(node)
 
     def _alike(self, node: fx.Node) -> list[fx.Node]:
         """Return the operands that have the axes of the node's value, up to the size of the last one."""
@@ -305,6 +326,11 @@ class _Calls:
         return list(by_first.values())
 
 
+def _regrouped(node: fx.Node) -> list[fx.Node]:
+    """Return the operand of an operation that regroups its axes; an empty list for any other operation."""
+    return list(nodes_in(node.args))[:1] if function_name(node) in _REGROUP else []
+
+
 def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs) -> Steps | None:
     """Return how a splice reads the value of a site as a sequence; None if the splice uses neither the axis of time nor that of the batch.
 
@@ -356,6 +382,13 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
     # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
     if axis == 1:
         axis = calls.attended(site) or (0 if calls.is_time_first(site) else 1)
+        dims = len(site.shape or (0, 0, 0))
+        if axis == 1 and (dims > 2 or "batch" in regularizer.engine_options.share_axes) and calls.is_behind_view(site):
+            option, other = ("time_axis", 1 - dims) if hasattr(regularizer, "time_axis") else ("share_axes", 1)
+            raise RegularizerError(
+                f"{type(regularizer).__name__} at {site.name}: a layer of [time, batch, ...] is near this value, and a view between them "
+                f"regroups the axes, so it is not known which axis is time. Give {option}=0 if axis 0 is, or {option}={other} if axis 1 is."
+            )
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 
@@ -409,9 +442,9 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
     """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
-    if steps.calls or site.sequence or steps.axis != 1 or not site.is_map:
+    if steps.calls or site.sequence or steps.axis != 1 or not (site.is_map or calls.convolution_behind(site)):
         return
-    operations, dims = calls.operations, site.spatial
+    operations, dims = calls.operations, site.spatial or 1
     made_by = nearest(calls.nodes[site.name], lambda node: spatial_dims(node, operations), lambda node: node.all_input_nodes)
     name = "" if made_by is None else str(made_by.target) if operations.module(made_by) is not None else function_name(made_by)
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))

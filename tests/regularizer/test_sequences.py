@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -718,6 +719,41 @@ def test_the_channels_of_a_convolution_are_no_steps(way: Any) -> None:
             r"would take them for steps\. Give time_axis=2; if axis 1 is time nevertheless, give time_axis=-2\.",
         ):
             through(way, **options)
+
+
+class Recognizer(nn.Module):
+    """As CRNN reads text: rows of a map are merged into channels, and a layer of [time, batch, ...] is followed by views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn, self.head = nn.Conv2d(1, 2, 1), nn.LSTM(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        batch, channels, height, width = maps.shape
+        states = self.rnn(maps.view(batch, channels * height, width).permute(2, 0, 1))[0]
+        time, batch, units = states.shape
+        return self.head(states.view(time * batch, units)).view(time, batch, -1).relu()
+
+
+def test_a_view_between_a_value_and_a_layer_of_time_first_leaves_the_axis_open() -> None:
+    torch.manual_seed(0)
+    model, x = Recognizer(), torch.randn(3, 1, 4, 7)
+    near = "at relu: a layer of [time, batch, ...] is near this value, and a view between them regroups the axes, so it is not known which "
+    near += "axis is time. Give {} if axis 0 is, or {} if axis 1 is."
+    for example in (None, x):
+        with pytest.raises(RegularizerError, match=re.escape("RecurrentState " + near.format("time_axis=0", "time_axis=-2"))):
+            regularize(model, recurrent_state={"weight": 1.0, "pattern": "relu"}, example_inputs=example)
+        with pytest.raises(RegularizerError, match=re.escape("GaussianNoise " + near.format("share_axes=0", "share_axes=1"))):
+            regularize(model, noise={"weight": 0.1, "pattern": "relu", "share_axes": "batch"}, example_inputs=example)
+        with pytest.raises(RegularizerError, match=r"LockedDropout at view: the value comes from a convolution \(conv\), so its axis"):
+            regularize(model, locked_dropout={"weight": 0.5, "pattern": "view"}, example_inputs=example)
+    output = model(x)
+    for axis, steps in ((0, output.transpose(0, 1)), (-2, output)):
+        module = regularize(model, recurrent_state={"weight": 1.0, "pattern": "relu", "time_axis": axis})
+        torch.testing.assert_close(module(x).penalties["recurrent_state"], state(steps))
+    dropped = regularize(model, locked_dropout={"weight": 0.5, "pattern": "permute"}, keep=["permute"], rng=0)(x).values["permute"]
+    assert (dropped == 0).all(0).any() and ((dropped == 0) == (dropped == 0)[:1]).all()
 
 
 def test_the_axes_that_the_error_names_are_taken() -> None:
