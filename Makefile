@@ -146,6 +146,7 @@ zoo-libraries:
 	@echo "About 360 models in $(WORKERS) processes: about three hours on two cores; what has run is not run again."
 	PYTHONPATH=benchmarks .venv-libraries/bin/python -m zoo --models zoo.libraries.models --workers $(WORKERS) \
 		--results docs/models_other.jsonl --page docs/models_other.md $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks .venv-libraries/bin/python -m zoo.samples
 
 # The tests that timm and transformers have for their own models, on plain models and on models regularized in place, in an environment of
 # its own: docs/suites.md. Days of one core, most of them timm's; goes on where it was stopped. make suites ARGS="--only bert 'g*'": these.

@@ -70,7 +70,7 @@ navigation = {
     "Reference": docs("reference/api options selectors cli recipes reference/errors reference/migration limits gpu"),
     "Explanation": docs("front_ends randomness verify"),
     "Coming from": docs("coming_from/keras coming_from/hooks theanets"),
-    "Evidence": docs("models models_other suites fuzz sameness versions benchmarks study trials/README"),
+    "Evidence": docs("models models_other models_ways suites fuzz sameness versions benchmarks study trials/README"),
     "For contributors": ["CONTRIBUTING", "docs/architecture", "CHANGELOG", "docs/SECURITY"],
 }
 parts = {"Start": "For users", "Evidence": "", "For contributors": ""}  # by the first caption of each, the part's name if it is another
