@@ -71,6 +71,9 @@ class TrainerScale:
         self.waiting = False
 
 
+_PATIENCE = 10  # a first step may skip a bad batch, or train another part of the model
+
+
 class Parts:
     """The regularized modules in a model, by path."""
 
@@ -94,6 +97,7 @@ class Parts:
             )
         self._watched: dict[str, Monitor] = {}
         self._stack = ExitStack()
+        self._idle = 0  # steps before the first call of a regularized module
 
     def state(self) -> dict[str, Any]:
         """Return, by the path of each module, the state of its noise, those of its strengths that were changed, and its recipe.
@@ -139,7 +143,8 @@ class Parts:
 
         Call this at the end of each step. ``scale``: the scale of the step.
         """
-        if not any(session.complete for session in self.sessions.values()):
+        self._idle = 0 if any(session.complete for session in self.sessions.values()) else self._idle + 1
+        if self._idle == _PATIENCE:
             warn_of_no_call(next(iter(self.modules)))
         if scale.waiting:
             warn_of_unused_loss()
@@ -162,7 +167,9 @@ class Parts:
             yield from ((f"{prefix}kept/{name.replace('/kept/', '/')}", value) for name, value in values if "/kept/" in name)
 
     def close(self) -> None:
-        """Remove the watches, and the scales that ``scale_by`` has set."""
+        """Remove the watches, and the scales that ``scale_by`` has set. Warn as ``end_step`` does if the run was short."""
+        if self._idle:
+            warn_of_no_call(next(iter(self.modules)))
         self._watched.clear()
         self._stack.close()
 
@@ -197,9 +204,9 @@ def recipe_of(session: Session) -> dict[str, Any] | None:
 
 @cache
 def warn_of_no_call(path: str) -> None:
-    """Warn that a step has called no regularized module. ``path``: that of the first one."""
+    """Warn that training has called no regularized module. ``path``: that of the first one."""
     log.warning(
-        "no regularized module was called in train mode in this step, so no regularizer acts. %s is regularized: regularize the module "
+        "no regularized module has been called in train mode so far, so no regularizer acts. %s is regularized: regularize the module "
         "that the step calls. For a LightningModule whose training_step calls self.net(x), this is graphreg.regularize_(module.net, ...).",
         repr(path) if path else "The model itself",
     )

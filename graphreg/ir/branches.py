@@ -1,7 +1,8 @@
 """Finds residual branches: values that a sum adds to the value that they were computed from. That value is the trunk of the sum.
 
 In ``x + f(x)`` the trunk is ``x`` and the branch is ``f(x)``. A product of data with weights, such
-as a linear layer, must lie between the two: ``x + 0.04 * x ** 3`` has no branch. In
+as a linear layer, must lie between the two, or a pooling or Fourier transform, with which
+PoolFormer and FNet mix positions: ``x + 0.04 * x ** 3`` has no branch. In
 ``shortcut(x) + f(x)`` the trunk is projected: the shortcut is a chain of operations with at most
 one product, ``f`` has more products and is not linear, and the operations of both lie in the module
 whose forward computes the sum.
@@ -22,6 +23,9 @@ from graphreg.ir.operations import SUMS, Operations, function_name, is_integer, 
 
 # operations that pick a step of a sequence; such a step is no trunk: W x_t + U h is not residual
 _PICKS = {"select", "unbind"}
+
+# in the names of operations that combine positions without weights
+_MIXERS = ("pool", "fft")
 
 # a sum with more summands gets no branches; otherwise, a loop that adds to one value would be
 # searched again at each step
@@ -205,9 +209,17 @@ class _Finder:
         passed = sum(each in self.products for each in chain.nodes[:way])
         inside = way < chain.direct or all(_is_within(scope_of(each), scope_of(node)) for each in between)
         is_branch = inside and sum(each in self.products for each in between) > passed
+        # the branch of a block that mixes positions without weights: ``x + scale(pool(x) - x)``
+        is_branch = is_branch or (way < chain.direct and not passed and any(map(self._mixes, between)))
         # ``W x + B A x`` is one layer with a change of low rank, as of LoRA
         is_branch = is_branch and not (passed and all(map(self._is_linear, between)))
         return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
+
+    def _mixes(self, node: fx.Node) -> bool:
+        """Return whether an operation without weights combines positions: a pooling, or a Fourier transform."""
+        module = self.operations.module(node)
+        name = function_name(node) if module is None else type(module).__name__.lower()
+        return any(part in name for part in _MIXERS)
 
     def _is_linear(self, node: fx.Node) -> bool:
         """Return whether an operation only multiplies one signal by weights or numbers, or moves elements."""

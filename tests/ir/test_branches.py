@@ -90,6 +90,22 @@ def reshaped(m: Any, x: Tensor) -> Tensor:
     return x + m.a(x.flatten(0, 1)).view(x.shape)
 
 
+def pool_mixer(m: Any, x: Tensor) -> Tensor:
+    """As in PoolFormer."""
+    h = x + (F.avg_pool1d(m.norm(x), 3, 1, 1) - x) * m.bias
+    return h + m.b(F.relu(m.a(m.norm(h))))
+
+
+def fourier_mixer(m: Any, x: Tensor) -> Tensor:
+    """As in FNet."""
+    h = m.norm(x + torch.fft.fft2(x).real)
+    return m.norm(m.b(F.relu(m.a(h))) + h)
+
+
+def pooled_shortcut(m: Any, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x))) + m.c(F.avg_pool1d(x, 3, 1, 1))
+
+
 RESIDUAL: dict[Callable[..., Any], list[str]] = {
     scaled: ["mul"],
     in_place: ["b"],
@@ -102,6 +118,9 @@ RESIDUAL: dict[Callable[..., Any], list[str]] = {
     bilinear: ["b"],
     positioned: ["a"],
     reshaped: ["view"],
+    pool_mixer: ["mul", "b"],
+    fourier_mixer: ["getattr", "b"],
+    pooled_shortcut: ["b"],
     lambda m, x: torch.add(x, m.a(x), alpha=0.5): ["a"],
     lambda m, x: x.add(m.a(x)): ["a"],
     lambda m, x: m.norm(x.clone()).add_(m.b(F.relu(m.a(x)))): ["b"],
