@@ -90,6 +90,25 @@ def is_normalization(module: nn.Module) -> bool:
     return isinstance(module, NORM_MODULES) or ("norm" in type(module).__name__.lower() and not any(module.children()))
 
 
+def is_scale(module: nn.Module, own: str) -> bool:
+    """Return whether a parameter is a vector that is shaped for broadcasting, such as a layer scale [d, 1, 1], and no kernel.
+
+    A kernel of such a shape is called ``weight``, and its module has no other parameter of its shape. ``torch.nn.utils.weight_norm`` calls
+    the lengths of a weight's rows ``weight_g``, and its parametrization calls them ``original0``.
+
+    Args:
+        module: The module that owns the parameter.
+        own: The name that the parameter has there.
+    """
+    parameter = module._parameters.get(own)
+    if parameter is None or sum(length > 1 for length in parameter.shape) > 1:
+        return False
+    if parameter.dim() <= 2:
+        return own == "original0" or own.endswith("_g")
+    others = [other for name, other in module._parameters.items() if name != own and other is not None]
+    return "weight" not in own or own.endswith("_g") or any(other.shape == parameter.shape for other in others)
+
+
 class Operations:
     """Answers questions about the nodes of one model's graphs.
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from graphreg.errors import RegularizerError
-from graphreg.ir.operations import is_normalization
+from graphreg.ir.operations import is_normalization, is_scale
 from graphreg.ir.site import Site
 from graphreg.optimizers.parameters import ModelParameters
 
@@ -53,7 +53,7 @@ def _reason(modules: Mapping[str, nn.Module], name: str, parameter: nn.Parameter
     if is_table or ("embedding" in type(module).__name__.lower() and not any(module.children())):
         return "embedding"
     # A scale or a query that is shaped for broadcasting, [1, 1, n]: a vector. A layer's weight may be of one row.
-    if "weight" not in own and sum(size > 1 for size in parameter.shape) < 2:
+    if ("weight" not in own and sum(size > 1 for size in parameter.shape) < 2) or is_scale(module, own):
         return "fewer than 2 dims"
     return None
 

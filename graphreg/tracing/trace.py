@@ -20,7 +20,7 @@ from graphreg.ir.comparison import digest
 from graphreg.ir.contents import contents_of, copied_contents, may_change, parts
 from graphreg.ir.module_calls import record_stacks
 from graphreg.ir.module_record import PLACED, RULES, check_model_names, specialized_arguments, state_of
-from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, is_stack
+from graphreg.ir.operations import NORM_MODULES, Operations, is_normalization, is_scale, is_stack
 from graphreg.ir.parameter_reads import ParameterReads, parameter_reads
 from graphreg.ir.random_ops import NativeDropout, find_native_dropouts, try_drop_paths
 from graphreg.ir.roles import NORM_CLASS, value_sites
@@ -182,7 +182,7 @@ def parameter_site(modules: Mapping[str, nn.Module], names: Sequence[str], param
     # a mean over no elements is nan
     why_not = f"of {parameter.dtype}" if not numbers else "" if parameter.numel() else "without elements"
     split = (name.rpartition(".") for name in names)
-    norm = any(_BIAS.search(own) or _is_norm(modules[path]) for path, _, own in split)
+    norm = any(_BIAS.search(own) or is_scale(modules[path], own) or _is_norm(modules[path]) for path, _, own in split)
     site = Site(labels, "parameter", module=owner, shape=tuple(parameter.shape), dtype=parameter.dtype, norm=norm)
     return replace(site, selectable=not why_not, why_not=why_not)
 

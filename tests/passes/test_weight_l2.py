@@ -190,3 +190,29 @@ def test_norms_and_biases_of_two_dims_are_no_weights(key: str) -> None:
     assert sites == ["conv.weight", "out.weight"]
     named = graphreg.plan(traced, graphreg.build(key, strength=0.5, pattern=["norm.weight", "pos_bias_u"]))
     assert [edit.site.name for edit in named.edits] == ["pos_bias_u", "norm.weight"]
+
+
+class Scaled(nn.Module):
+    """A scale and a shift that are shaped for broadcasting, and a kernel of one unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grn = nn.Module()
+        self.grn.weight, self.grn.bias = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.zeros(1, 1, 4))
+        self.gamma, self.row = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 4))
+        self.conv, self.lin = nn.Conv1d(1, 4, 1), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.lin(self.conv(x).transpose(1, 2))
+        return (self.gamma * (z * self.grn.weight + self.grn.bias)) * self.row
+
+
+def test_a_vector_that_is_shaped_for_broadcasting_is_no_weight() -> None:
+    model = Scaled()
+    sites = ["row", "conv.weight", "lin.parametrizations.weight.original1"]
+    assert [site.name for site in graphreg.plan(graphreg.trace(model), WeightL2("*", 0.1)).of("weight_l2")] == sites
+    assert graphreg.plan(graphreg.trace(model), WeightL2("gamma", 0.1)).of("weight_l2")  # by its name
+    decayed = graphreg.param_groups(model, default={"weight_decay": 0.1}, decay="standard")
+    ids = {id(p): name for name, p in model.named_parameters()}
+    kept = [ids[id(p)] for group in decayed if group["weight_decay"] for p in group["params"]]
+    assert kept == ["conv.weight", "lin.parametrizations.weight.original1"]
