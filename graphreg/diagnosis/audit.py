@@ -143,7 +143,7 @@ def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
     if always:
         yield Remark(
             "acts in eval mode", site_names(always), f"{_rates(always)}, in every mode",
-            "predictions are random, and differ from call to call: at test time a network is used whole",
+            "predictions are random, and differ from call to call: at test time the whole network should be used",
             "pass training=self.training, or use nn.Dropout. For Monte Carlo dropout let it follow the mode, and call graphreg.noise_on",
             _SRIVASTAVA,
         )  # fmt: skip
@@ -170,10 +170,10 @@ def _harms(traced: Traced, acting: Sequence[NativeDropout]) -> Iterator[Remark]:
             continue
         if harm.mark == "normed":
             observed = listed([f"{site.name} feeds {site.normed}" for site in found])
-            advice = "move the dropout behind the last batch norm, or leave it out there"
+            advice = "move the dropout after the last batch norm, or remove it here"
         else:
             observed = f"{len(found)} dropouts on the values that residual branches are added to"
-            advice = "move the dropout into the branches, or behind the last block"
+            advice = "move the dropout into the branches, or after the last block"
         yield Remark(harm.kind, tuple(site.name for site in found), observed, harm.matters, advice, harm.source)
 
 
@@ -183,7 +183,8 @@ def _stacked(graph: fx.Graph, operations: Operations, acting: Sequence[NativeDro
         kept = math.prod(1 - rates[name] for name in group)
         yield Remark(
             "stacked", group, f"rates {', '.join(f'{rates[name]:g}' for name in group)}, one after another on one value",
-            f"the value is dropped several times: {kept:.3g} of it is kept", f"leave one of them; rate {1 - kept:.3g} keeps the same share",
+            f"the value is dropped several times: {kept:.3g} of it is kept",
+            f"keep only one of them; with rate {1 - kept:.3g} it keeps the same share",
         )  # fmt: skip
 
 

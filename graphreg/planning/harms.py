@@ -53,7 +53,7 @@ class Harm:
 HARMS = (
     Harm(
         "before batch norm", "normed", 1,
-        "in train mode alone, the batch norm gets a larger variance, so its running variance does not fit eval mode",
+        "the input of the batch norm has a larger variance in train mode only, so the running variance does not fit eval mode",
         "Li et al., Understanding the disharmony between dropout and batch normalization by variance shift, CVPR 2019",
         "Li et al., CVPR 2019",
     ),

@@ -63,7 +63,8 @@ class Repeat:
         effect = first.in_a_row([*(strength_at(act, strengths) for act in now.acts), *(each.rate or 0.0 for each in now.native)])
         names = [*(name for _, name in now.acts), *(f"the model's own {each.site.op} {each.rate:g}" for each in now.native)]
         once = list(dict.fromkeys(names))
-        act = f"{' and '.join(once)} {'acts' if len(once) == 1 else 'act'} {len(names)} times in a row on one value"
+        how = f"{len(names)} times in a row" if len(once) < len(names) else "one after another"
+        act = f"{' and '.join(once)} {'acts' if len(once) == 1 else 'act'} {how} on one value"
         return f"{act} ({', '.join(now.sites)}{more}): {effect}" if effect else ""
 
 

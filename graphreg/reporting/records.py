@@ -256,8 +256,8 @@ class Report(Printed):
             places = [_counted(len({site.name for site in self.sites if site.kind == kind}), kind) for kind in ("value", "parameter")]
             at = " and ".join(text for text in places if not text.startswith("0 ")) or "no site"
             what.append(f"{_counted(len(self.regularizers), 'regularizer')} at {at}")
-        if moved := [row for row in self.own_dropout if row.becomes != KEPT]:
-            what.append(f"{_counted(len(moved), 'native dropout')} moved")
+        if replaced := [row for row in self.own_dropout if row.becomes != KEPT]:
+            what.append(f"{_counted(len(replaced), 'native dropout')} replaced")
         what += [f"{_counted(len(self.kept), 'value')} kept"] if self.kept else []
         return f"{self.title}, {self.made}: {'; '.join(what) or 'nothing acts'}"
 

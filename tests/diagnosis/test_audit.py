@@ -79,7 +79,7 @@ def test_what_is_kept_of_a_stack() -> None:
     assert stacked.observed == "rates 0.5, 0.2, one after another on one value"
     assert (stacked.matters, stacked.advice) == (
         "the value is dropped several times: 0.4 of it is kept",
-        "leave one of them; rate 0.6 keeps the same share",
+        "keep only one of them; with rate 0.6 it keeps the same share",
     )
 
 

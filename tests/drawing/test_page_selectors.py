@@ -27,7 +27,7 @@ from graphreg.ir.selector import select
 from graphreg.ir.site import MARKS, Label, Site
 
 # what is selected here is selected to be counted, insides and all
-pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* (in a row|one after another) on one value:UserWarning")
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "selectors.json").read_text())
 IDS = torch.zeros(2, 7, dtype=torch.long)
 IMAGE = torch.zeros(1, 3, 64, 64)

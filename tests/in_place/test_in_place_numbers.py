@@ -97,7 +97,7 @@ def test_the_rate_of_a_native_dropout_stays_seeded(traces: list[bool]) -> None:
     model, plain = made("dropout", own_dropout="seeded")
     for value in VALUES[:3]:
         assert not torch.equal(*outputs(model, {"scale": value}), *outputs(plain, {"scale": value}))
-        assert "1 native dropout moved" in str(graphreg.report(model))
+        assert "1 native dropout replaced" in str(graphreg.report(model))
 
 
 def test_structures(traces: list[bool]) -> None:

@@ -23,7 +23,7 @@ from graphreg.ir.selector import exactly
 from graphreg.passes import BernoulliDropout, HiddenL1, WeightL2
 
 # what is selected here is selected to be counted, insides and all
-pytestmark = pytest.mark.filterwarnings("ignore:.* in a row on one value:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* (in a row|one after another) on one value:UserWarning")
 Selector = str | Sequence[str] | Callable[[Site], bool]
 
 

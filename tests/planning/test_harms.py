@@ -18,8 +18,8 @@ from graphreg.types import Site
 
 X = torch.randn(8, 4)
 BEFORE_NORM = (
-    ": in train mode alone, the batch norm gets a larger variance, so its running variance does not fit eval mode (Li et al., CVPR 2019). "
-    "'!#normed' in the selector leaves these sites out"
+    ": the input of the batch norm has a larger variance in train mode only, so the running variance does not fit eval mode (Li et al., "
+    "CVPR 2019). '!#normed' in the selector leaves these sites out"
 )
 ON_TRUNK = (
     ": every later block gets what one site drops or adds, so the drops compound with depth (He et al., ECCV 2016). '!#trunk' in the "

@@ -138,7 +138,7 @@ def test_the_models_own_dropout() -> None:
     assert "frozen_noise does not freeze it" in kept.text(None)
     moved = reported(model, own_dropout={"1": 0.3, "2": "off"})
     assert [(row.site, row.becomes, row.matched) for row in moved.own_dropout] == [("1", "seeded at 0.3", "1"), ("2", "off", "2")]
-    assert moved.text().startswith("Sequential, traced by the symbolic front end: 2 native dropouts moved\n")
+    assert moved.text().startswith("Sequential, traced by the symbolic front end: 2 native dropouts replaced\n")
     assert "kept" not in moved.text()
 
 
