@@ -84,7 +84,9 @@ class Skips(CallsNet):
 @pytest.mark.filterwarnings("ignore:penalties=.attach.. the model returns no loss:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*training_step.* returned .None:UserWarning")
 @pytest.mark.parametrize(("kind", "path", "is_told"), [(CallsNet, "", True), (CallsNet, "net", False), (Skips, "net", False)])
-def test_a_regularized_module_that_no_step_calls(kind: Any, path: str, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_regularized_module_that_no_step_calls(
+    kind: Any, path: str, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     warn_of_no_call.cache_clear()
     warnings: list[str] = []
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: warnings.append(text % args))

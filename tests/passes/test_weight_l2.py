@@ -210,7 +210,7 @@ class Scaled(nn.Module):
 def test_a_vector_that_is_shaped_for_broadcasting_is_no_weight() -> None:
     model = Scaled()
     sites = ["row", "conv.weight", "lin.parametrizations.weight.original1"]
-    assert [site.name for site in graphreg.plan(graphreg.trace(model), WeightL2("*", 0.1)).of("weight_l2")] == sites
+    assert [edit.site.name for edit in graphreg.plan(graphreg.trace(model), WeightL2("*", 0.1)).of("weight_l2")] == sites
     assert graphreg.plan(graphreg.trace(model), WeightL2("gamma", 0.1)).of("weight_l2")  # by its name
     decayed = graphreg.param_groups(model, default={"weight_decay": 0.1}, decay="standard")
     ids = {id(p): name for name, p in model.named_parameters()}
