@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -132,6 +133,39 @@ def test_compiled(kind: str, count: int) -> None:
     for value in VALUES[:3]:
         torch.testing.assert_close(run(X, scale=value), plain(X, scale=value))  # type: ignore[no-untyped-call]
     assert frames.frame_count == count
+
+
+KEYS: dict[str, Callable[[float], object]] = {
+    "set": lambda k: k in {3, 6}, "get": lambda k: 2 * {3: 1, 6: 2}.get(k, 0), "caught": lambda k: found_in({3: 1}, k),
+    "built": lambda k: len({k, 3}) == 1, "tuple": lambda k: (k, 1) in {(3, 1)}, "counted": lambda k: Counter([k])[3], "sum": lambda k: k + 1 in {4},
+}  # fmt: skip
+
+
+def found_in(table: dict[int, int], key: Any) -> int:
+    try:
+        return table[key]
+    except KeyError:
+        return 0
+
+
+class Keyed(nn.Module):
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.lin, self.key = nn.Linear(4, 4), key
+
+    def forward(self, x: Tensor, k: float = 0, batch: dict[str, Any] | None = None) -> Tensor:
+        h = self.lin(x)
+        return h.relu() if KEYS[self.key](k if batch is None else batch["k"]) else h
+
+
+@pytest.mark.parametrize("kind", [int, float, complex])
+@pytest.mark.parametrize("key", KEYS)
+def test_a_number_that_is_looked_up_counts_by_its_value(key: str, kind: Any) -> None:
+    """A number that may change is a stand-in in the trace, and a set or dict finds it by its hash."""
+    plain = Keyed(key)
+    numbers, items = (graphreg.regularize_(copy.deepcopy(plain), dropout={"lin": 0.0}) for _ in range(2))
+    for k in map(kind, (0, 1, 2, 3, 6, 3, 0)):
+        assert torch.equal(numbers(X, k), plain(X, k)) and torch.equal(items(X, batch={"k": k}), plain(X, k))
 
 
 kind = 0  # a global that has the name of an attribute of ``Net``, and that nothing reads

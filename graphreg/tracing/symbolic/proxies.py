@@ -21,7 +21,7 @@ from graphreg.torch_internals.bytecode import matches_class, only_tells, unpacke
 from graphreg.tracing.frames import home_of, is_caught, is_foreign
 from graphreg.tracing.symbolic.questions import class_of, require_attribute, text_of
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, reads_what_is_left
-from graphreg.tracing.type_inference import ATTRIBUTES
+from graphreg.tracing.type_inference import ATTRIBUTES, is_tensor
 
 _FIELDS = ("tracer", "node")
 # whose proxies read attributes on behalf of the model's code
@@ -254,10 +254,14 @@ class Value(_Asked, fx.Proxy):
         label_site(made.node, scope_of(made.node))
 
     def __hash__(self) -> int:
-        """Return the hash of a size, for a dict or set; the graph asserts that each call has this size. Hash a tensor by its identity."""
-        if self.node in getattr(self.tracer, "sizes", ()) and not self.tracer.evaluating:  # type: ignore[attr-defined]
-            return hash(self._concrete("a key", bool, int, float, tuple))
-        return object.__hash__(self)
+        """Return the hash of a number or a shape, for a dict or set; the graph asserts that each call has it. Hash a tensor by identity."""
+        tracer: Any = self.tracer
+        if not hasattr(tracer, "sizes") or tracer.evaluating:
+            return object.__hash__(self)
+        is_asked = self.node not in tracer.sizes and not tracer.ended and not is_tensor(self.node, tracer)  # an argument, or its item
+        if is_asked and issubclass(tracer.kind(self.node) or object, (int, float, complex)):
+            tracer.sizes.add(self.node)
+        return hash(self._concrete("a key", bool, int, float, complex, tuple)) if self.node in tracer.sizes else object.__hash__(self)
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
