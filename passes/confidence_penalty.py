@@ -1,5 +1,7 @@
 """A penalty on confident outputs."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
         RegularizerError: A site is the output of a softmax or a sigmoid, or has fewer than 2 classes.
 
     Averaged over: the samples, then the sites.
-    Default sites: the model's outputs, except losses and the outputs of normalizations.
+    Default sites: the model's outputs, except losses, the outputs of normalizations, and values that a later layer reads.
     Source: Pereyra, Tucker, Chorowski, Kaiser & Hinton, Regularizing neural networks by penalizing confident output distributions, ICLR
     workshop 2017, section 3.
     """
@@ -34,6 +36,10 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
 
     min_units = 2
     default_role = "output"
+    usual = "the outputs that no later layer reads, losses left out"
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        return [site for site in super().defaults(sites) if not site.passed_on]
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

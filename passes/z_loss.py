@@ -1,5 +1,7 @@
 """The auxiliary z-loss, which keeps logits from drifting."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from graphreg import ModelInput, Penalty, Site, mean_over_counted
@@ -22,7 +24,7 @@ class ZLoss(Penalty, keys=("z_loss",)):
         RegularizerError: A site is the output of a softmax, a log-softmax or a sigmoid, or has fewer than 2 classes.
 
     Averaged over: the samples, then the sites.
-    Default sites: the model's outputs, except losses and the outputs of normalizations.
+    Default sites: the model's outputs, except losses, the outputs of normalizations, and values that a later layer reads.
     Source: Chowdhery et al., PaLM: Scaling language modeling with pathways, 2022, section 5.
     """
 
@@ -32,6 +34,10 @@ class ZLoss(Penalty, keys=("z_loss",)):
 
     min_units = 2
     default_role = "output"
+    usual = "the outputs that no later layer reads, losses left out"
+
+    def defaults(self, sites: Sequence[Site]) -> list[Site]:
+        return [site for site in super().defaults(sites) if not site.passed_on]
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,8 +68,8 @@ def compared(first: fx.Graph, second: fx.Graph) -> tuple[bool, dict[str, Literal
 
 
 def is_nan(value: Any) -> bool:
-    """Return whether a value is a float nan."""
-    return isinstance(value, float) and math.isnan(value)
+    """Return whether a value is a number that is nan."""
+    return isinstance(value, (float, complex)) and value != value  # noqa: PLR0124  # nan is not equal to itself
 
 
 def graph_difference(first: fx.Graph, second: fx.Graph) -> tuple[str, str] | None:

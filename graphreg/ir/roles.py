@@ -157,10 +157,12 @@ class _Judge:
         self.loss = loss_of(end)
 
         # A node is used if the output depends on it, or if it writes into something.
-        self.used = {graph.output_node()}
+        self.used, self.passed_on = {graph.output_node()}, set[fx.Node]()
         for node in reversed(graph.nodes):
             if not self.used.isdisjoint(node.users) or node.target is operator.setitem:
                 self.used.add(node)
+            if any(user in self.products or user in self.passed_on for user in node.users):
+                self.passed_on.add(node)
 
     def _walk(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -281,7 +283,7 @@ class _Judge:
         # of a value of unknown shape, only [batch, channels, ...] is sure to be read rightly
         spatial = channels.spatial if channels and (shape is not None or channels.axes[0] == 1) else 0
         axis = channels.axes[0] if channels and shape is not None and len(channels.axes) == 1 else None
-        facts |= {"spatial": spatial, "channels": axis, "reads": self.reads.get(node, "")}
+        facts |= {"passed_on": node in self.passed_on, "spatial": spatial, "channels": axis, "reads": self.reads.get(node, "")}
         first = self.residuals.trunk.get(node)
         trunk = "" if first is None else (labels_of(first, self.operations) or (first,))[0]
         facts |= {"branch": node in self.residuals.branches, "normed": self.norms.get(node, "")}

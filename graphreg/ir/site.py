@@ -83,6 +83,7 @@ class Site:
         reads: For the output of an embedding, the name of the model's input that holds the indices.
             A plan sets this field for the embedding's table (a parameter), too, because splices on
             the table need it. ``""`` for any other site.
+        passed_on: Whether a later layer with weights computes something from it.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """
@@ -103,6 +104,7 @@ class Site:
     trunk: str = ""
     normed: str = ""
     reads: str = ""
+    passed_on: bool = False
     used: bool = True
     why_not: str = ""
 

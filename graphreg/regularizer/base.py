@@ -429,6 +429,10 @@ class Splice(Regularizer):
         if self.penalty_takes:
             self.require(self.engine_options.reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'")
 
+    def why_not(self, site: Site) -> str:
+        cure = f'Leave it out: {self.keys[0] if self.keys else "key"}={{("**#output", "!{site.name}"): strength}}.'
+        return f"the value is a loss or another single number, and no prediction. {cure}" if site.loss else ""
+
     def unfit(self, shape: Sequence[int]) -> str:
         """Return why the formula cannot take a value of this shape, and what to do about it; ``""`` if it can.
 

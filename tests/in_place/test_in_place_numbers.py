@@ -137,7 +137,8 @@ def test_compiled(kind: str, count: int) -> None:
 
 KEYS: dict[str, Callable[[float], object]] = {
     "set": lambda k: k in {3, 6}, "get": lambda k: 2 * {3: 1, 6: 2}.get(k, 0), "caught": lambda k: found_in({3: 1}, k),
-    "built": lambda k: len({k, 3}) == 1, "tuple": lambda k: (k, 1) in {(3, 1)}, "counted": lambda k: Counter([k])[3], "sum": lambda k: k + 1 in {4},
+    "built": lambda k: len({k, 3}) == 1, "tuple": lambda k: (k, 1) in {(3, 1)}, "counted": lambda k: Counter([k])[3],
+    "sum": lambda k: k + 1 in {4},
 }  # fmt: skip
 
 

@@ -103,5 +103,5 @@ def test_errors() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.mse_loss(self.fc(x), x)
 
-    with pytest.raises(graphreg.NoMatchError, match=r"none of the default sites of ConfidencePenalty \(the outputs, losses left out\)"):
+    with pytest.raises(graphreg.NoMatchError, match=r"default sites of ConfidencePenalty \(the outputs that no later layer reads, "):
         graphreg.regularize(Loss(), confidence=0.1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import scipy.special
@@ -47,3 +48,35 @@ def test_errors() -> None:
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.LogSoftmax(1)), z_loss=0.1))  # fmt: skip
     refused("ZLoss at 0: axis=2 is out of range for a value of shape (1, 2); give the axis of the units, a whole number from -2 to 1.",
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), ZLoss("*", 0.1, axis=2), example_inputs=LOGITS[:1]))  # fmt: skip
+
+
+class EncoderAndHead(nn.Module):
+    """Returns a state that the head reads, the logits, and a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state = self.encoder(x)
+        logits = self.head(state.tanh())
+        return state, logits, nn.functional.cross_entropy(logits, logits.argmax(1))
+
+
+def test_an_output_that_a_later_layer_reads_is_no_logit() -> None:
+    model, x = EncoderAndHead(), torch.randn(5, 4)
+    for key in ("z_loss", "confidence"):
+        found = graphreg.plan(graphreg.trace(model), graphreg.build(key, weight=0.1)).of(key)
+        assert [edit.site.name for edit in found] == ["head"]
+    penalty = graphreg.regularize(model, z_loss=1.0)(x).penalties["z_loss"]
+    torch.testing.assert_close(penalty, model(x)[1].logsumexp(1).square().mean())
+
+
+def test_dropout_of_a_loss_is_refused() -> None:
+    model, x = EncoderAndHead(), torch.randn(5, 4)
+    told = "BernoulliDropout at cross_entropy: the value is a loss or another single number, and no prediction. Leave it out: "
+    with pytest.raises(graphreg.RegularizerError, match=re.escape(told + 'dropout={("**#output", "!cross_entropy"): strength}.')):
+        graphreg.regularize(model, output_dropout=0.5)
+    module = graphreg.regularize(model, dropout={("**#output", "!cross_entropy"): 0.5}, rng=0)
+    assert graphreg.report(module).regularizers[0].sites == ("encoder", "head")
+    assert (module(x).output[1] == 0).any()
