@@ -218,9 +218,12 @@ class _Calls:
         return made.index(given[-2]) - len(made) if is_softmax and given[-2:-1] and given[-2] in made else None
 
     def is_time_first(self, site: Site) -> bool:
-        """Return whether a layer of [time, batch, ...] made the value or reads it, perhaps through operations that keep its axes."""
+        """Return whether a layer of [time, batch, ...] made the value or reads it, or a stack of steps made it.
+
+        Operations that keep the axes may be between them.
+        """
         node = self.nodes.get(site.name)
-        if node is None or not self._time_first:
+        if node is None or not (self._time_first or self._stacks):
             return False
         return nearest(node, self._is_beside_time_first, self._beside) is not None
 
@@ -247,7 +250,30 @@ class _Calls:
         packs = {node for graph in self.graphs for node in graph.nodes if function_name(node) == "pack_padded_sequence"}
         return calls | {node for node in packs if True not in (*node.args[2:3], node.kwargs.get("batch_first"))}
 
+    @cached_property
+    def _stacks(self) -> set[fx.Node]:
+        """The stacks, along axis 0, of what one module or function has returned again and again, as in a loop over steps."""
+        joins = (node for graph in self.graphs for node in graph.nodes if function_name(node) in ("stack", "cat"))
+        return {node for node in joins if self._stacks_steps(node)}
+
+    def _stacks_steps(self, node: fx.Node) -> bool:
+        items = list(nodes_in(node.args[:1] or tuple(node.kwargs.get("tensors", ()))))
+        if function_name(node) == "cat":  # of [1, batch, ...]
+            if not all(function_name(item) == "unsqueeze" and item.args[1:] == (0,) for item in items):
+                return False
+            items = [next(nodes_in(item.args)) for item in items]
+        made_by = [self._made_by(item) for item in items]
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        return axis == 0 and len(items) > 2 and len(set(made_by[1:])) == 1  # the first may be an initial state
+
+    def _made_by(self, node: fx.Node) -> object:
+        while is_port(node, self.operations):
+            node = node.args[0]  # type: ignore[assignment]
+        return node.target
+
     def _is_beside_time_first(self, node: fx.Node) -> bool:
+        if node in self._stacks:
+            return True
         source, port = node, port_path(node)
         while is_port(source, self.operations):
             source = source.args[0]  # type: ignore[assignment]

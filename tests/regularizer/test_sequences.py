@@ -721,6 +721,56 @@ def test_the_channels_of_a_convolution_are_no_steps(way: Any) -> None:
             through(way, **options)
 
 
+class Steps(nn.Module):
+    """A loop over the steps of [time, batch, units]; ``join`` makes one value of the states."""
+
+    def __init__(self, join: Callable[[list[Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.cell, self.out, self.join = nn.GRUCell(4, 3), nn.Linear(3, 2), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [x.new_zeros(x.shape[1], 3)]
+        for t in range(5):
+            states.append(self.cell(x[t], states[-1]))
+        return self.out(self.join(states).tanh())
+
+
+JOINS: dict[str, tuple[Callable[[list[Tensor]], Tensor], int]] = {
+    "stack": (lambda states: torch.stack(states[1:]), 0), "with the first state": (lambda states: torch.stack(states, dim=0), 0),
+    "cat": (lambda states: torch.cat([h.unsqueeze(0) for h in states[1:]]), 0), "batch first": (lambda states: torch.stack(states, 1), 1),
+    "transposed": (lambda states: torch.stack(states).transpose(0, 1), 1),
+    "cat, batch first": (lambda states: torch.cat([h.unsqueeze(1) for h in states], dim=1), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("join", JOINS)
+def test_the_axis_of_a_stack_of_steps_is_time(join: str) -> None:
+    torch.manual_seed(0)
+    made, axis = JOINS[join]
+    model, x = Steps(made), torch.randn(5, 3, 4)
+    for selector in ("tanh", "out"):
+        module = regularize(model, recurrent_state={"weight": 1.0, "pattern": selector}, keep=selector)
+        output, penalties, values = module(x)
+        torch.testing.assert_close(penalties["recurrent_state"], values[selector].diff(dim=axis).square().mean())
+    shared = {"weight": 0.5, "pattern": "tanh", "share_axes": "time"}
+    masks = regularize(model, dropout=shared, keep={"tanh": "spliced"}, rng=0)(x).values["tanh"]
+    assert (masks == 0).all(axis).any() and ((masks == 0).all(axis) == (masks == 0).select(axis, -1)).all()
+
+
+def test_a_stack_of_different_things_is_no_stack_of_steps() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.a(x), self.a(self.a(x)), self.b(x)]).tanh()
+
+    x = torch.randn(4, 3)
+    output, penalties = regularize(Two(), recurrent_state={"weight": 1.0, "pattern": "tanh"})(x)
+    torch.testing.assert_close(penalties["recurrent_state"], output.diff(dim=1).square().mean())
+
+
 class Recognizer(nn.Module):
     """As CRNN reads text: rows of a map are merged into channels, and a layer of [time, batch, ...] is followed by views."""
 
