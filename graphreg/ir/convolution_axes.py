@@ -96,6 +96,40 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     return _tried(node, operands, known)
 
 
+def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Node, Channels]) -> dict[fx.Node, Channels]:
+    """Return the channels of values that a convolution reads and that none has made, such as tokens whose axes were permuted.
+
+    Where the last axis has the units of a layer that made the value, nothing is sure: such a
+    convolution may mix positions.
+
+    Args:
+        graph: A traced graph.
+        operations: The operations of the graph's model.
+        known: The channels of the values that a convolution has made.
+    """
+    found = dict[fx.Node, Channels]()
+    for node in graph.nodes:
+        if not (dims := spatial_dims(node, operations)):
+            continue
+        chain = list(nodes_in(node.args))[:1]
+        for each in chain:
+            chain += [n for n in operands_with_its_axes(each, operations) if n not in chain and n not in known and n.op != "get_attr"]
+        if any(each in known or _has_units_last(each, operations) for each in chain):
+            continue
+        for each in chain:
+            shape = _shape(each)
+            rank = dims + 2 if shape is None else len(shape)
+            if rank > dims:  # others are repeated along axes that they have not
+                found[each] = Channels(rank, (rank - 1 - dims,))
+    return found
+
+
+def _has_units_last(node: fx.Node, operations: Operations) -> bool:
+    module, is_function = operations.module(node), function_name(node) == "layer_norm" and len(node.args) > 1
+    shape: Any = module.normalized_shape if isinstance(module, nn.LayerNorm) else node.args[1] if is_function else ()
+    return operations.is_product(node) or (isinstance(shape, Sequence) and len(shape) == 1)
+
+
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
     value = node.meta.get("value")
     return value[0] if isinstance(value, tuple) and value and isinstance(value[0], (tuple, torch.Size)) else None

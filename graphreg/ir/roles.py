@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphreg.ir.batch_norms import batch_norms_fed
 from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
-from graphreg.ir.convolution_axes import Channels, channels_of
+from graphreg.ir.convolution_axes import Channels, channels_of, read_channels
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
@@ -150,6 +150,7 @@ class _Judge:
 
         for node in graph.nodes:
             self._walk(node)
+        self.channels |= read_channels(graph, operations, self.channels)
         self.reads = {self._scaled(node): name for node, name in self.reads.items()}
 
         end = graph.output_node()

@@ -470,17 +470,19 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
     if steps.calls or site.sequence or steps.axis != 1 or not (site.is_map or calls.convolution_behind(site)):
         return
-    operations, dims = calls.operations, site.spatial or 1
-    made_by = nearest(calls.nodes[site.name], lambda node: spatial_dims(node, operations), lambda node: node.all_input_nodes)
-    name = "" if made_by is None else str(made_by.target) if operations.module(made_by) is not None else function_name(made_by)
+    operations, dims, node = calls.operations, site.spatial or 1, calls.nodes[site.name]
+    made_by = nearest(node, lambda each: spatial_dims(each, operations), lambda each: each.all_input_nodes)
+    by = made_by or nearest(node, lambda each: spatial_dims(each, operations), lambda each: each.users)
+    name = "" if by is None else str(by.target) if operations.module(by) is not None else function_name(by)
+    comes = f"the value {'comes from' if made_by else 'goes to'} a convolution ({name}), so its axis 1 is channels"
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
     if not hasattr(regularizer, "time_axis"):
         raise RegularizerError(
-            f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
+            f"{type(regularizer).__name__} at {site.name}: {comes}, and "
             f"share_axes='time' would take them for steps. Give the number of the axis of time: share_axes={axes}."
         )
     raise RegularizerError(
-        f"{type(regularizer).__name__} at {site.name}: the value comes from a convolution ({name}), so its axis 1 is channels, and "
+        f"{type(regularizer).__name__} at {site.name}: {comes}, and "
         f"time_axis=1 would take them for steps. Give time_axis={axes}; if axis 1 is time nevertheless, give time_axis={-1 - dims}."
     )
 

@@ -36,6 +36,9 @@ def convolved(found: Table) -> dict[str, bool | None]:
             known[key] = True if True in read else None
         else:
             known[key] = None
+    for key, value in reversed(found.values.items()):  # what a convolution reads may have its axes, too
+        if value.node is not None and (value.node.kind == "Conv1d" or known[key] is None):
+            known.update({read: None for read in value.node.reads if known.get(read) is False})
     return {value.names[0].text: known[key] for key, value in found.values.items() if value.names}
 
 

@@ -146,3 +146,44 @@ def test_decov_behind_a_function_is_decov_behind_the_layer() -> None:
     covariance = (h - h.mean(0)).T @ (h - h.mean(0)) / len(h)
     expected = (covariance - covariance.diag().diag()).square().sum() / 2
     torch.testing.assert_close(module(x).penalties["decov"], expected)
+
+
+class Before(nn.Module):
+    """A value of [batch, time, units] that goes to a convolution by a ``way``."""
+
+    def __init__(self, way: Way, conv: nn.Module) -> None:
+        super().__init__()
+        self.lin, self.norm, self.conv, self.way = nn.Linear(4, 6), nn.LayerNorm(6), conv, way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.mul(self.way(self.norm(self.lin(x))), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("way", "conv", "axis"),
+    [
+        (lambda h: h.transpose(1, 2), nn.Conv1d(6, 5, 1), 1),  # as in a Conformer
+        (lambda h: h.transpose(1, 2).relu(), nn.Conv1d(6, 5, 1), 1),
+        (lambda h: h.view(2, 6, 1, 7), nn.Conv2d(6, 5, 1), 1),  # as in a generator
+        (lambda h: h, nn.Conv1d(7, 7, 1), None),  # it mixes positions, as in gMLP: the units are those of the layer before
+        (lambda h: h.relu(), nn.Conv1d(7, 7, 1), None),
+    ],
+)
+def test_what_a_convolution_reads_has_its_axes(way: Way, conv: nn.Module, axis: int | None) -> None:
+    torch.manual_seed(0)
+    model, x = Before(way, conv), torch.randn(2, 7, 4)
+    (site,) = (site for site in graphreg.trace(model, example_inputs=x).values if site.name == "mul")
+    assert (site.channels, site.is_map) == (axis, axis is not None)
+    module = graphreg.regularize(model, covariance={"weight": 1.0, "pattern": "mul"}, example_inputs=x, keep="mul")
+    _, penalties, values = module(x)
+    units = values["mul"].movedim(-1 if axis is None else axis, 0).flatten(1)
+    c = torch.cov(units)
+    torch.testing.assert_close(penalties["covariance"], (c.square().sum() - c.diag().square().sum()) / len(c))
+
+
+def test_time_is_not_where_a_convolution_reads_its_channels() -> None:
+    model = Before(lambda h: h.transpose(1, 2), nn.Conv1d(6, 5, 1))
+    with pytest.raises(graphreg.RegularizerError, match=r"at mul: the value goes to a convolution \(conv\), so its axis 1 is channels"):
+        graphreg.regularize(model, locked_dropout={"weight": 0.5, "pattern": "mul"})
+    plan = graphreg.plan(graphreg.trace(model), graphreg.build("channel_dropout", weight=0.5))
+    assert [edit.site.name for edit in plan.of("channel_dropout")] == ["mul"]
