@@ -257,14 +257,14 @@ class _Calls:
         return {node for node in joins if self._stacks_steps(node)}
 
     def _stacks_steps(self, node: fx.Node) -> bool:
-        items = list(nodes_in(node.args[:1] or tuple(node.kwargs.get("tensors", ()))))
+        items = list(nodes_in((node.args[:1], node.kwargs.get("tensors"))))
         if function_name(node) == "cat":  # of [1, batch, ...]
             if not all(function_name(item) == "unsqueeze" and item.args[1:] == (0,) for item in items):
                 return False
             items = [next(nodes_in(item.args)) for item in items]
         made_by = [self._made_by(item) for item in items]
-        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-        return axis == 0 and len(items) > 2 and len(set(made_by[1:])) == 1  # the first may be an initial state
+        axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        return bool(axis == 0) and len(items) > 2 and len(set(made_by[1:])) == 1  # the first may be an initial state
 
     def _made_by(self, node: fx.Node) -> object:
         while is_port(node, self.operations):
