@@ -131,9 +131,10 @@ def effect(module: Any, loss: Callable[[Any], Tensor], *args: Any, draws: int = 
     gradient of the loss; and, for a splice (a regularizer that replaces a value, such as dropout), ``jitter``, how much its gradient
     varies from draw to draw, and ``output``, how much it changes the model's output. ``Effect`` has the formulas.
 
-    The model is called with the same arguments each time. For each draw, there is a call with all regularizers, a call without any, and a
-    further call for each splice and for each penalty on values; with ``by_site``, for each of their sites. A penalty on parameters takes
-    one call for all draws, and a single splice needs no further call unless ``by_site`` is True.
+    The model is called with the same arguments each time. A first call checks them. For each draw, there is a call without any
+    regularizer; if there are splices, a call with all regularizers; and a further call for each splice and for each penalty on values, or
+    with ``by_site``, for each of their sites. A penalty on parameters takes one call for all draws, and a single splice needs no further
+    call unless ``by_site`` is True.
 
     Nothing is trained, and no state changes: not parameters, gradients, buffers, modes, strengths, noise or global random generators.
     The model's own dropout acts in every call, and its hooks run in every call; an open monitor does not record these calls. A rewritten
@@ -441,7 +442,7 @@ def _measured(passes: _Passes, rows: Sequence[_Row], draws: int, title: str) -> 
     none = {row.name: (OWN,) for row in rows if row.is_splice}
     alone = [row.without == none for row in rows]  # without the only splice, there is none
     count = draws * (1 + bool(none)) + sum(row.passes(draws, only) for row, only in zip(rows, alone, strict=True))
-    log.info("effect: %d passes, each a forward and a backward", count)
+    log.info("effect: %d passes, each a forward and a backward", count + 1)  # with that of ``first``
 
     plain = _Mean()
     with progress_line("graphreg.effect", count) as passes.line:
@@ -456,8 +457,8 @@ def _measured(passes: _Passes, rows: Sequence[_Row], draws: int, title: str) -> 
     furthest = max(result, key=lambda row: row.pull)
     if result.gradient * _norm(passes.parameters) < _VANISHED * max(1.0, abs(plain.value)) or furthest.pull > _TOO_FAR:
         warn(
-            f"effect: the gradient of the loss has nearly vanished beside what is added to it: its norm is {result.gradient:.2g}, and "
-            f"{furthest.name} pulls {furthest.pull:.2g} times as strongly. Where a batch is fitted, everything pulls. Measure earlier in "
-            "training, after some 20 steps, or on a batch that is not fitted."
+            f"effect: the gradient of the loss has nearly vanished: its norm is {result.gradient:.2g}, and {furthest.name} pulls "
+            f"{furthest.pull:.2g} times as strongly. On a batch that the model already fits, every pull is large. Measure earlier in "
+            "training, after about 20 steps, or on a batch that the model does not fit yet."
         )
     return result

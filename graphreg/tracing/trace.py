@@ -703,8 +703,8 @@ def check_traceable(model: object) -> None:
     if has_users_global_hook():
         raise TraceError(
             "a hook is registered for all modules (by torch.nn.modules.module.register_module_forward_hook and the like, or by a tool that "
-            "counts or profiles). A trace would run it on stand-ins, and the graph would contain what it does, beside the calls at which "
-            "it runs anyway. Trace before it is registered: call graphreg.regularize there, or once a model that is regularized in place."
+            "counts or profiles). A trace would run it on stand-ins for tensors, and the graph would repeat what it does, although it also "
+            "runs at each call. Register it after the trace: after graphreg.regularize, or after the first call of a model in place."
         )
     check_model_names(model)
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:

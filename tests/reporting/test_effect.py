@@ -309,7 +309,7 @@ def test_progress_is_shown_on_a_terminal_alone(terminal: bool, monkeypatch: pyte
 
 def test_a_vanished_gradient_is_told() -> None:
     module = graphreg.regularize(Line(), weight_l2=0.1)
-    with pytest.warns(UserWarning, match=r"gradient of the loss has nearly vanished .* its norm is .*, and weight_l2 pulls"):
+    with pytest.warns(UserWarning, match=r"gradient of the loss has nearly vanished: its norm is .*, and weight_l2 pulls"):
         graphreg.effect(module, lambda out: (out - 11).square().mean() + 1e-4 * out.mean(), torch.tensor([[1.0, 2.0]]))
 
 
