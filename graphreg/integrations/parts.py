@@ -98,6 +98,7 @@ class Parts:
         self._watched: dict[str, Monitor] = {}
         self._stack = ExitStack()
         self._idle = 0  # steps before the first call of a regularized module
+        self._has_warned = False  # of an unused loss
 
     def state(self) -> dict[str, Any]:
         """Return, by the path of each module, the state of its noise, those of its strengths that were changed, and its recipe.
@@ -146,7 +147,8 @@ class Parts:
         self._idle = 0 if any(session.complete for session in self.sessions.values()) else self._idle + 1
         if self._idle == _PATIENCE:
             warn_of_no_call(next(iter(self.modules)))
-        if scale.waiting:
+        if scale.waiting and not self._has_warned:
+            self._has_warned = True
             warn_of_unused_loss()
         scale.waiting = None
 
@@ -168,7 +170,7 @@ class Parts:
 
     def close(self) -> None:
         """Remove the watches, and the scales that ``scale_by`` has set. Warn as ``end_step`` does if the run was short."""
-        if self._idle:
+        if 0 < self._idle < _PATIENCE:
             warn_of_no_call(next(iter(self.modules)))
         self._watched.clear()
         self._stack.close()
@@ -202,7 +204,6 @@ def recipe_of(session: Session) -> dict[str, Any] | None:
         return None
 
 
-@cache
 def warn_of_no_call(path: str) -> None:
     """Warn that training has called no regularized module. ``path``: that of the first one."""
     log.warning(
@@ -212,7 +213,6 @@ def warn_of_no_call(path: str) -> None:
     )
 
 
-@cache
 def warn_of_unused_loss() -> None:
     """Warn that the penalties of a step were added to a loss that the trainer has not used."""
     log.warning(

@@ -201,5 +201,6 @@ def check_trainable(traced: Traced, regularizer: Penalty, sites: Sequence[Site])
         raise RegularizerError(
             f"{type(regularizer).__name__}({regularizer.pattern!r}) selects only parameters that are frozen "
             f"({', '.join(site.name for site in sites[:3])}), so it would train nothing. Unfreeze one, or leave the penalty out. "
-            "A copy that is not trained, such as a teacher, needs no penalty: graphreg.strip_(copy), or copy.eval()."
+            "A copy that is not trained, such as a teacher, needs no penalty: graphreg.strip_(copy), or copy.eval(). If they train later, "
+            "as in a GAN, give example_inputs, and call regularize or regularize_ while they train."
         )

@@ -21,8 +21,8 @@ from graphreg.reporting.records import KEPT, Act, Acted, Does, Entry, NativeDrop
 Trained = tuple[tuple[str, ...], tuple[str, ...]]
 # fields with columns of their own in a report, which "options" leaves out
 _WITH_COLUMN = ("pattern", "weight", "name")
-# Fields that many classes have: those of the base classes, and ``share_axes`` and ``by``.
-_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes", "by"}
+# Fields that many classes have: those of the base classes, and some others. A ``time_axis`` at its default is read from the value.
+_SHARED = {field.name for kind in (Regularizer, Splice, Penalty) for field in fields(kind)} | {"share_axes", "by", "time_axis"}
 # of a penalty that takes ``counted``, they mean nothing without lengths
 _OF_LENGTHS = {"lengths", "time_axis"}
 _ORDER: tuple[Does, ...] = ("measures first", "replaces", "measures", "changes")

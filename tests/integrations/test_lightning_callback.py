@@ -18,7 +18,6 @@ from graphreg import GraphRegError
 
 lightning = pytest.importorskip("lightning", reason="pip install 'graphreg[trainers]'")
 from graphreg.integrations.lightning import RegularizerCallback  # noqa: E402
-from graphreg.integrations.parts import warn_of_no_call  # noqa: E402
 
 pytestmark = ADVICE_IGNORED
 
@@ -87,7 +86,6 @@ class Skips(CallsNet):
 def test_a_regularized_module_that_no_step_calls(
     kind: Any, path: str, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    warn_of_no_call.cache_clear()
     warnings: list[str] = []
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: warnings.append(text % args))
     module = kind()

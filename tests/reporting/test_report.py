@@ -123,7 +123,7 @@ def test_options_of_penalties_on_sequences_and_derivatives() -> None:
             return self.rnn(x)[0].tanh()  # type: ignore[no-any-return]
 
     report = reported(Reader(), RecurrentNorm("rnn", 1.0, lengths="lengths", norm="l2"))
-    assert report.regularizers[0].options == {"norm": "l2", "time_axis": 1, "lengths": "lengths"}
+    assert report.regularizers[0].options == {"norm": "l2", "lengths": "lengths"}
     assert report.notes == ("rnn: GRU, lowered to graphreg::recurrent when compiled",)  # whether it is ever compiled
     found = reported(Net(), contractive={"weight": 0.1, "pattern": "relu", "n": 3}).regularizers[0]
     assert found.options == {"wrt": "*", "estimator": "projection", "n": 3, "always": False}

@@ -1427,3 +1427,34 @@ def test_hooks_on_saved_tensors_are_kept_or_refused() -> None:
     wanted = torch.autograd.grad(outer(x).sum(), [*outer.parameters()])
     found = torch.autograd.grad(module(x)[0].sum(), [*module.parameters()])
     assert all(torch.equal(*each) for each in zip(found, wanted, strict=True))
+
+
+class Grids(nn.Module):
+    """As YOLO's head: a list of grids, each made again for another size, in eval mode or in both."""
+
+    def __init__(self, counts: bool = False) -> None:
+        super().__init__()
+        self.conv, self.grid, self.counts = nn.Conv2d(3, 4, 1), [torch.zeros(1)], counts
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        height, width = y.shape[2:]
+        if self.counts:
+            self.grid[0] = self.grid[0] + height
+            return y + self.grid[0].sum()
+        if self.grid[0].shape[2:4] != y.shape[2:4]:
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            self.grid[0] = (rows + columns).float().expand(1, 1, height, width)
+        return y.sigmoid() + self.grid[0]
+
+
+def test_a_table_of_sizes_in_a_list_is_no_state() -> None:
+    model, plain, x = Grids(), Grids(), torch.randn(2, 3, 8, 8)
+    plain.load_state_dict(model.state_dict())
+    module = graphreg.regularize(model, dropout={"conv": 0.0}, example_inputs=x)
+    for mode in (True, False):
+        for size in ((8, 8), (6, 4), (8, 8)):
+            z = torch.randn(2, 3, *size)
+            assert torch.equal(module.train(mode)(z).output, plain.train(mode)(z))
+    with pytest.raises(TraceError, match=r"changes self\.grid for its next call"):
+        graphreg.regularize(Grids(counts=True), dropout={"conv": 0.0}, example_inputs=x)

@@ -437,9 +437,12 @@ class Container(StatePlace):
     def prepare_retrace(self) -> Iterator[str]:
         if self.same():
             return
-        # what the forward put in may be proxies, which mean nothing in another trace
-        old = set(map(id, self.content))
-        self.fill([item if is_plain(item) or id(item) in old else StaleValue() for item in self.read()])
+        # what the forward put in may be proxies, which mean nothing in another trace; a table made of sizes is made again
+        old, now = set(map(id, self.content)), self.read()
+        has_places = len(now) == len(self.content) and not issubclass(_base(self.owner), set)
+        earlier = self.content if has_places else [StaleValue()] * len(now)
+        items = zip(now, earlier, strict=True)
+        self.fill([item if is_plain(item) or id(item) in old else StaleValue() if _is_state(item) else was for item, was in items])
         self.size = len(self.read())
         if not self.same():
             yield self.name
