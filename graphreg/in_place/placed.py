@@ -47,7 +47,7 @@ from graphreg.session.streams import GrowingStreams
 from graphreg.torch_internals.dynamo import guard_value, runs_compiled, translator
 from graphreg.torch_internals.dynamo_marks import disable, skip_frame
 from graphreg.torch_internals.fake_tensors import is_fake
-from graphreg.torch_internals.modules import has_pre_hooks
+from graphreg.torch_internals.modules import has_pre_hooks, has_users_global_hook
 from graphreg.torch_internals.torch_modes import tracer_here
 from graphreg.tracing.proof.proof import NotTheModel
 from graphreg.tracing.proof.values import tensors
@@ -107,8 +107,8 @@ class Placed(InPlaceHost):
         if options.blocks is None or strings(options.blocks):
             session.asked = self._asked(() if options.blocks is None else strings(options.blocks))
         self._made: dict[str, list[StructureGraph]] = {}  # for each structure: its graphs, the most recently chosen one first
-        # for a structure: the fingerprint, the number of changed strengths, the modes of all modules and the error of a failed trace
-        self._failed: dict[str, tuple[Fingerprint, int, list[bool], GraphRegError]] = {}
+        # for a structure: the fingerprint, ``_beside(model)`` and the error of a failed trace
+        self._failed: dict[str, tuple[Fingerprint, tuple[Any, ...], GraphRegError]] = {}
         self._told: frozenset[str] | None = None  # the notes that have been logged; None before the plan has been logged
         self.loosened: tuple[str, ...] = ()
         self._by_value: set[str] = set()  # arguments that are numbers, and of which a graph needs the value
@@ -116,6 +116,10 @@ class Placed(InPlaceHost):
         # for a structure without the values of numbers: these values in its first call, by name, and the text with them
         self._numbers: dict[str, tuple[dict[str, Any], str]] = {}
         self._two_values: dict[str, tuple[Any, Any]] = {}  # two values of each argument that is or was loosened
+
+    def _beside(self, model: nn.Module) -> tuple[Any, ...]:
+        """Return why a trace may fail, besides the model: by a selector of ``set_strength``, by modes, or by a hook for all modules."""
+        return self.session.changes, _modes(model), has_users_global_hook()
 
     def _asked(self, blocks: tuple[str, ...]) -> Asked:
         given = self.options
@@ -321,9 +325,8 @@ class Placed(InPlaceHost):
         with tracing_turn(self):
             if others := [graph for graph in self._present(key) if graph not in tried]:
                 return others[0], False
-            fingerprint, *then, error = self._failed.get(key, (None, 0, [], None))
-            # it may have failed because a selector of ``set_strength`` matched no site, or in other modes of submodules
-            if error is not None and then == [self.session.changes, _modes(model)] and fingerprint is not None and fingerprint.same():
+            fingerprint, then, error = self._failed.get(key, (None, (), None))
+            if error is not None and then == self._beside(model) and fingerprint is not None and fingerprint.same():
                 raise type(error)(*error.args) from error
             self._log_change(key)
             # the model was made on the meta device, and has got its values
@@ -339,7 +342,7 @@ class Placed(InPlaceHost):
                     self._tighten(numbers.other)
                     raise _ForOneValue from failure
                 told = told_of_change(failure) if self._made else failure
-                self._failed[key] = Fingerprint(model, reads), self.session.changes, _modes(model), told
+                self._failed[key] = Fingerprint(model, reads), self._beside(model), told
                 raise told from failure.__cause__
             except Exception as failure:  # the model's own
                 if at_call:

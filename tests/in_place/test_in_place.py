@@ -749,3 +749,15 @@ def test_a_number_of_numpy_is_an_argument_like_a_number(gain: Any) -> None:
         assert torch.equal(model(x, each), plain(x, each))
     with pytest.raises(GraphRegError, match="carry an array that is not a tensor"):
         model(x, numpy.array([2.0]))
+
+
+def test_a_trace_that_failed_because_of_a_hook_of_all_modules_is_tried_again_without_it() -> None:
+    model = graphreg.regularize_(net(), weight_l2=0.1, scale=1)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        for _ in range(2):
+            with pytest.raises(GraphRegError, match="a hook is registered for all modules"):
+                model(X)
+    finally:
+        handle.remove()
+    assert model(X).shape == (5, 2)
