@@ -100,13 +100,12 @@ def is_scale(module: nn.Module, own: str) -> bool:
         module: The module that owns the parameter.
         own: The name that the parameter has there.
     """
-    parameter = module._parameters.get(own)
-    if parameter is None or sum(length > 1 for length in parameter.shape) > 1:
+    shapes = {name: each.shape for name, each in module.named_parameters(recurse=False, remove_duplicate=False)}
+    if own not in shapes or sum(length > 1 for length in (shape := shapes.pop(own))) > 1:
         return False
-    if parameter.dim() <= 2:
+    if len(shape) <= 2:
         return own == "original0" or own.endswith("_g")
-    others = [other for name, other in module._parameters.items() if name != own and other is not None]
-    return "weight" not in own or own.endswith("_g") or any(other.shape == parameter.shape for other in others)
+    return "weight" not in own or own.endswith("_g") or shape in shapes.values()
 
 
 class Operations:
