@@ -101,7 +101,8 @@ def is_scale(module: nn.Module, own: str) -> bool:
         own: The name that the parameter has there.
     """
     shapes = {name: each.shape for name, each in module.named_parameters(recurse=False, remove_duplicate=False)}
-    if own not in shapes or sum(length > 1 for length in (shape := shapes.pop(own))) > 1:
+    shape = shapes.pop(own, None)
+    if shape is None or sum(length > 1 for length in shape) > 1:
         return False
     if len(shape) <= 2:
         return own == "original0" or own.endswith("_g")
