@@ -443,6 +443,9 @@ class DecisionTracer(fx.Tracer):
         self._assert(obj.node, value)
         return value
 
+    def index_asked(self, node: fx.Node, frame: FrameType) -> None:
+        """Note where Python has asked for a node's value as an index."""
+
     def _length(self, obj: fx.Proxy) -> int | None:
         """Return the length of a proxy's value; the graph asserts it. None if the value has no length or is not known."""
         if (keys := self.keys_of(obj)) is not None:

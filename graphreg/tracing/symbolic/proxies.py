@@ -123,7 +123,9 @@ class _Asked:
     # Methods that Python calls on a number or a shape, and that torch.fx does not support; see
     # ``shape_decisions.py``.
     def __index__(self) -> int:
-        return int(self._concrete("an index", int))
+        value = int(self._concrete("an index", int))
+        self.tracer.index_asked(self.node, sys._getframe(1))  # type: ignore[attr-defined]
+        return value
 
     def __int__(self) -> int:
         return int(self._concrete("int()", int, float))

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from operator import getitem, is_
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ from graphreg.tracing.defaults import keep_default, placeholder_default, plain_v
 from graphreg.tracing.frames import caught_here, discards_result
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import Namespaces, isinstance_answered, model_globals, recorded_class
-from graphreg.tracing.shape_decisions import DecisionTracer, no_singleton
+from graphreg.tracing.shape_decisions import DecisionTracer, decided, no_singleton
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of, leave_stale_values
 from graphreg.tracing.side_effects.reachable_state import names_in_methods
 from graphreg.tracing.symbolic.factories import settle_factories
@@ -137,6 +138,7 @@ class SiteTracer(DecisionTracer):
         self.tape = Tape(self, nn.Module())
         self.module_stack = ModuleStack()
         self.ended = False
+        self._indices = dict[fx.Node, tuple[int, int]]()  # assertions of sizes taken for indices, and where in the code
         self.intercept: Callable[[str], None] = lambda key: None  # records calls of one more opaque function
         self._places = Namespaces([], [])
         self._made: list[fx.Node] = []  # the nodes that the forward made
@@ -492,6 +494,8 @@ class SiteTracer(DecisionTracer):
         """Make a node and its proxy, and label the node."""
         proxy = super().create_proxy(kind, target, *rest, **more)
         node = proxy.node
+        if self._indices:
+            self._take_back_indices(node, sys._getframe(1))
         self.tape.node_created(node)
         if is_size(node, self.sizes.__contains__):
             self.sizes.add(node)
@@ -500,6 +504,26 @@ class SiteTracer(DecisionTracer):
             return proxy
         label_node(node, self._scopes[-1], self.operations.modules, self._namer)
         return self._as_its_kind(proxy)
+
+    def index_asked(self, node: fx.Node, frame: FrameType) -> None:
+        last = self._last_node()
+        if last is not None and last.target is decided and last.args[0] is node:
+            self._indices[last] = (id(frame), frame.f_lasti)
+
+    def _take_back_indices(self, node: fx.Node, frame: FrameType | None) -> None:
+        """Erase the assertions of sizes that torch asked for only to choose an overload, and that the new node has as arguments.
+
+        torch's parser of arguments takes what has ``__index__`` for a whole number, and calls it, before it calls ``__torch_function__``:
+        as for ``F.avg_pool1d(h, h.size(2))``. The instruction that runs in the model's code is then the same.
+        """
+        indices, self._indices = self._indices, {}
+        places = set[tuple[int, int]]()
+        while frame is not None:
+            places.add((id(frame), frame.f_lasti))
+            frame = frame.f_back
+        for each, place in indices.items():
+            if place in places and each.args[0] in node.all_input_nodes:
+                self.graph.erase_node(each)
 
     def _as_its_kind(self, proxy: fx.Proxy) -> fx.Proxy:
         """Return a proxy as one of the class that suits its value, for code that compares values with patterns."""
