@@ -71,7 +71,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
 
     ``known``: the channels of the values before it.
     """
-    shape = _shape(node)
+    shape = shape_of(node)
     if dims := spatial_dims(node, operations):
         rank = dims + 2 if shape is None else len(shape)
         return Channels(rank, (rank - 1 - dims,))
@@ -87,7 +87,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
         return known.get(operands[0])
     if operands[0] not in known:
         return _tried(node, operands, known)
-    before, given = known[operands[0]], _shape(operands[0])
+    before, given = known[operands[0]], shape_of(operands[0])
     if is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
         return before if before.axes == (before.rank - 1,) else None
     is_reshape = function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
@@ -117,7 +117,7 @@ def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Nod
         if any(each in known or _has_units_last(each, operations) for each in chain):
             continue
         for each in chain:
-            shape = _shape(each)
+            shape = shape_of(each)
             rank = dims + 2 if shape is None else len(shape)
             if rank > dims:  # others are repeated along axes that they have not
                 found[each] = Channels(rank, (rank - 1 - dims,))
@@ -130,14 +130,15 @@ def _has_units_last(node: fx.Node, operations: Operations) -> bool:
     return operations.is_product(node) or (isinstance(shape, Sequence) and len(shape) == 1)
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the shape of a node's value; None if it is not known, or if the value is no tensor."""
     value = node.meta.get("value")
     return value[0] if isinstance(value, tuple) and value and isinstance(value[0], (tuple, torch.Size)) else None
 
 
 def _broadcast(node: fx.Node, operand: fx.Node, before: Channels) -> Channels | None:
     """Return the channels that a value has from an operand; None if the operand is repeated along its channels, as a gate is."""
-    given, made = _shape(operand), _shape(node)
+    given, made = shape_of(operand), shape_of(node)
     if given is None or made is None or not is_elementwise(node):
         return before
     more = len(made) - len(given)
@@ -190,7 +191,7 @@ def _tried(node: fx.Node, operands: Sequence[fx.Node], known: Mapping[fx.Node, C
         return None
     values: dict[fx.Node, Tensor] = {}
     for operand in operands:
-        shape = _shape(operand)
+        shape = shape_of(operand)
         if (shape is None and operand not in known) or (operand in known and known[operand] != before):
             return None
         if shape is None and "squeeze" in function_name(node).replace("unsqueeze", ""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -10,7 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir.convolution_axes import is_linear, nearest, operands_with_its_axes, spatial_dims
+from graphreg.ir.convolution_axes import is_linear, nearest, operands_with_its_axes, shape_of, spatial_dims
+from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.operations import Operations, function_name, is_port, nodes_in, port_path
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
@@ -19,6 +21,9 @@ from graphreg.ir.site import Label, Site
 from graphreg.ir.time_steps import Steps
 from graphreg.ir.train_eval import ModeGraphs
 
+_KEEP = {"contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "flip", "roll", "cumsum", "index_select"}
+_PERMUTE = {"permute", "transpose", "swapaxes", "swapdims"}
+_FEW = 2  # of so few values, or fewer, it is not sure that they are the steps of a loop
 # operations that may make one axis of two, or two of one, and keep the order of the elements
 _REGROUP = {"view", "reshape", "flatten", "unflatten"}
 # one output of a module: the module's path, and the names of the output (``Label.ports``)
@@ -217,20 +222,49 @@ class _Calls:
         given, made = equation.replace(" ", "").split(",")[0], equation.replace(" ", "").split("->")[1]
         return made.index(given[-2]) - len(made) if is_softmax and given[-2:-1] and given[-2] in made else None
 
-    def is_time_first(self, site: Site) -> bool:
-        """Return whether a layer of [time, batch, ...] made the value or reads it, or a stack of steps made it.
+    def time_axis(self, site: Site) -> int | None:
+        """Return the axis of time of a value that is no output of a recurrent layer.
 
-        Operations that keep the axes may be between them.
+        It is 1, unless a path leads between the value and a layer of [time, batch, ...], or a stack of
+        steps. Then the axis is followed through operations that keep or permute the axes; None if
+        there are others on each path.
         """
         node = self.nodes.get(site.name)
-        if node is None or not (self._time_first or self._stacks):
-            return False
-        return nearest(node, self._is_beside_time_first, self._beside) is not None
+        return 1 if node is None else self._times.get(node, 1)
 
-    def is_behind_view(self, site: Site) -> bool:
-        """Return whether a layer of [time, batch, ...] made the value or reads it, and operations that regroup axes are between them."""
-        node = self.nodes.get(site.name)
-        return bool(node and self._time_first and nearest(node, self._is_beside_time_first, self._beside_or_regrouped))
+    @cached_property
+    def _times(self) -> dict[fx.Node, int | None]:
+        """The axis of time of each value from which a path leads to a layer of [time, batch, ...] or a stack of steps, if it is known."""
+        times = dict[fx.Node, int | None](dict.fromkeys(self._time_first(), 0))
+        waiting = list(times)
+        while waiting:
+            node = waiting.pop()
+            for other, axis in self._with_time(node, times[node] or 0):
+                if other not in times:
+                    times[other] = axis
+                    waiting.append(other)
+        sizes = set[fx.Node]().union(*map(sizes_of, self.graphs)) if times else set()
+        waiting = list(times)
+        while waiting:
+            node = waiting.pop()
+            for other in (*node.users, *node.all_input_nodes):
+                if other not in times and other not in sizes and other.op not in ("get_attr", "output"):
+                    times[other] = None
+                    waiting.append(other)
+        return times
+
+    def _with_time(self, node: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
+        """Yield the values that are computed from a value, or from which it is computed, and keep the axis of time, with this axis."""
+        for user in node.users:
+            if node in self._alike(user, node, axis):
+                yield user, axis + _more_dims(user, node)
+            elif (dims := _permuted(user)) and node in list(nodes_in(user.args))[:1] and axis in dims:
+                yield user, dims.index(axis)
+        for operand in self._alike(node, node, axis):
+            if axis >= _more_dims(node, operand):  # else the operand is repeated along the axis
+                yield operand, axis - _more_dims(node, operand)
+        if (dims := _permuted(node)) and axis < len(dims):
+            yield next(nodes_in(node.args)), dims[axis]
 
     def convolution_behind(self, site: Site) -> fx.Node | None:
         """Return the convolution that made the value, perhaps through operations that keep or regroup its axes; None if there is none."""
@@ -240,23 +274,33 @@ class _Calls:
 
         return nearest(self.nodes[site.name], lambda node: spatial_dims(node, self.operations), operands)
 
-    @cached_property
-    def _time_first(self) -> set[fx.Node]:
-        """The calls of layers with ``batch_first=False``, and the values that are sequences of recurrent layers with this order of axes."""
+    def _time_first(self) -> Iterator[fx.Node]:
+        """Yield the values of which axis 0 is time for sure.
+
+        They are what a layer with ``batch_first=False`` reads and returns, stacks of steps, and values
+        into which a loop writes step by step.
+        """
         layers = {path for path, module in self.operations.modules.items() if getattr(module, "batch_first", None) is False}
         # the layers of a Transformer know the order, and the Transformer may not
         paths = {path[:end] for path in layers for end in [*[i for i, letter in enumerate(path) if letter == "."], len(path)]}
-        calls = {node for graph in self.graphs for node in graph.find_nodes(op="call_module") if str(node.target) in paths}
-        packs = {node for graph in self.graphs for node in graph.nodes if function_name(node) == "pack_padded_sequence"}
-        return calls | {node for node in packs if True not in (*node.args[2:3], node.kwargs.get("batch_first"))}
-
-    @cached_property
-    def _stacks(self) -> set[fx.Node]:
-        """The stacks, along axis 0, of what one module or function has returned again and again, as in a loop over steps."""
-        joins = (node for graph in self.graphs for node in graph.nodes if function_name(node) in ("stack", "cat"))
-        return {node for node in joins if self._stacks_steps(node)}
+        written = Counter[fx.Node]()
+        for node in (node for graph in self.graphs for node in graph.nodes):
+            is_pack = function_name(node) == "pack_padded_sequence" and True not in (*node.args[2:3], node.kwargs.get("batch_first"))
+            source = node
+            while is_port(source, self.operations):
+                source = source.args[0]  # type: ignore[assignment]
+            if source.op == "call_module" and str(source.target) in paths and port_path(node) in ((), (0,)):
+                yield node
+            if is_pack or (node.op == "call_module" and str(node.target) in paths):
+                yield from list(nodes_in((node.args, node.kwargs)))[:1]
+            if function_name(node) in ("stack", "cat") and self._stacks_steps(node):
+                yield node
+            if function_name(node) in ("setitem", "__setitem__") and isinstance(node.args[1], int):
+                written.update(nodes_in(node.args[:1]))
+        yield from (node for node, count in written.items() if count > _FEW)
 
     def _stacks_steps(self, node: fx.Node) -> bool:
+        """Return whether axis 0 of a stack is of what one module or function has returned again and again, as in a loop over steps."""
         items = list(nodes_in((node.args[:1], node.kwargs.get("tensors"))))
         if function_name(node) == "cat":  # of [1, batch, ...]
             if not all(function_name(item) == "unsqueeze" and item.args[1:] == (0,) for item in items):
@@ -264,37 +308,20 @@ class _Calls:
             items = [next(nodes_in(item.args)) for item in items]
         made_by = [self._made_by(item) for item in items]
         axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-        return bool(axis == 0) and len(items) > 2 and len(set(made_by[1:])) == 1  # the first may be an initial state
+        return bool(axis == 0) and len(items) > _FEW and len(set(made_by[1:])) == 1  # the first may be an initial state
 
     def _made_by(self, node: fx.Node) -> object:
         while is_port(node, self.operations):
             node = node.args[0]  # type: ignore[assignment]
         return node.target
 
-    def _is_beside_time_first(self, node: fx.Node) -> bool:
-        if node in self._stacks:
-            return True
-        source, port = node, port_path(node)
-        while is_port(source, self.operations):
-            source = source.args[0]  # type: ignore[assignment]
-        if source in self._time_first and port in ((), (0,)):
-            return True
-        return any(node in list(nodes_in(user.args))[:1] for user in node.users if user in self._time_first)
-
-    def _beside(self, node: fx.Node) -> list[fx.Node]:
-        """Return the values that have the same axes as a value from which they are computed, or which is computed from them."""
-        return [*self._alike(node), *(user for user in node.users if node in self._alike(user))]
-
-    def _beside_or_regrouped(self, node: fx.Node) -> list[fx.Node]:
-        return [*self._alike_or_regrouped(node), *(user for user in node.users if node in self._alike_or_regrouped(user))]
-
-    def _alike_or_regrouped(self, node: fx.Node) -> list[fx.Node]:
-        return _regrouped(node) or self._alike(node)
-
-    def _alike(self, node: fx.Node) -> list[fx.Node]:
-        """Return the operands that have the axes of the node's value, up to the size of the last one."""
-        operands = list(nodes_in(node.args))[:1] if is_linear(node, self.operations) else operands_with_its_axes(node, self.operations)
-        return [operand for operand in operands if operand.op != "get_attr"]
+    def _alike(self, node: fx.Node, along: fx.Node, axis: int) -> list[fx.Node]:
+        """Return the operands that have the axes of a node's value. A linear layer keeps the ``axis`` of ``along``, unless it is last."""
+        if is_linear(node, self.operations):
+            shape = shape_of(along)
+            return list(nodes_in(node.args))[: shape is None or axis != len(shape) - 1]
+        alike = list(nodes_in(node.args))[:1] if function_name(node) in _KEEP else operands_with_its_axes(node, self.operations)
+        return [operand for operand in alike if operand.op != "get_attr"]
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:
         """Return the module output among ``labels`` whose calls may be the steps of a sequence; None if there is no such output.
@@ -352,6 +379,30 @@ class _Calls:
         return list(by_first.values())
 
 
+def _permuted(node: fx.Node) -> list[int] | None:
+    """Return, for each axis of the result of a transposition or permutation, the axis of the operand; None for any other operation."""
+    name, (first, *given) = function_name(node), node.args or (None,)
+    if name not in _PERMUTE or not isinstance(first, fx.Node) or node.kwargs:
+        return None
+    shape = shape_of(node)
+    flat = [each for arg in given for each in (arg if isinstance(arg, (tuple, list)) else (arg,))]
+    if not flat or not all(isinstance(each, int) for each in flat) or (shape is None and min(flat) < 0):
+        return None
+    rank = len(shape) if shape is not None else max(len(flat), max(flat) + 1)
+    axes: list[int] = [each % rank for each in flat]
+    if name == "permute":
+        return axes if len(axes) == rank else None
+    dims = list(range(rank))
+    dims[axes[0]], dims[axes[1]] = dims[axes[1]], dims[axes[0]]
+    return dims
+
+
+def _more_dims(node: fx.Node, operand: fx.Node) -> int:
+    """Return how many dims more a node's value has than an operand of it; 0 if the shapes are not known."""
+    ours, theirs = shape_of(node), shape_of(operand)
+    return 0 if ours is None or theirs is None else len(ours) - len(theirs)
+
+
 def _regrouped(node: fx.Node) -> list[fx.Node]:
     """Return the operand of an operation that regroups its axes; an empty list for any other operation."""
     return list(nodes_in(node.args))[:1] if function_name(node) in _REGROUP else []
@@ -407,14 +458,15 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
     # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
     if axis == 1:
-        axis = calls.attended(site) or (0 if calls.is_time_first(site) else 1)
-        dims = len(site.shape or (0, 0, 0))
-        if axis == 1 and (dims > 2 or "batch" in regularizer.engine_options.share_axes) and calls.is_behind_view(site):
+        known, dims = calls.attended(site) or (1 if site.is_map else calls.time_axis(site)), len(site.shape or (0, 0, 0))
+        if known is None and (dims > 2 or "batch" in regularizer.engine_options.share_axes):
             option, other = ("time_axis", 1 - dims) if hasattr(regularizer, "time_axis") else ("share_axes", 1)
             raise RegularizerError(
-                f"{type(regularizer).__name__} at {site.name}: a layer of [time, batch, ...] is near this value, and a view between them "
-                f"regroups the axes, so it is not known which axis is time. Give {option}=0 if axis 0 is, or {option}={other} if axis 1 is."
+                f"{type(regularizer).__name__} at {site.name}: a layer of [time, batch, ...] or a stack of steps is near this value, and "
+                f"operations between them may change the axes, so it is not known which axis is time. Give {option}=0 if axis 0 is, or "
+                f"{option}={other} if axis 1 is."
             )
+        axis = 1 if known is None else known
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
 
 

@@ -789,21 +789,60 @@ class Recognizer(nn.Module):
 def test_a_view_between_a_value_and_a_layer_of_time_first_leaves_the_axis_open() -> None:
     torch.manual_seed(0)
     model, x = Recognizer(), torch.randn(3, 1, 4, 7)
-    near = "at relu: a layer of [time, batch, ...] is near this value, and a view between them regroups the axes, so it is not known which "
-    near += "axis is time. Give {} if axis 0 is, or {} if axis 1 is."
+    near = "at relu: a layer of [time, batch, ...] or a stack of steps is near this value, and operations between them may change the "
+    near += "axes, so it is not known which axis is time. Give {} if axis 0 is, or {} if axis 1 is."
     for example in (None, x):
         with pytest.raises(RegularizerError, match=re.escape("RecurrentState " + near.format("time_axis=0", "time_axis=-2"))):
             regularize(model, recurrent_state={"weight": 1.0, "pattern": "relu"}, example_inputs=example)
         with pytest.raises(RegularizerError, match=re.escape("GaussianNoise " + near.format("share_axes=0", "share_axes=1"))):
             regularize(model, noise={"weight": 0.1, "pattern": "relu", "share_axes": "batch"}, example_inputs=example)
-        with pytest.raises(RegularizerError, match=r"LockedDropout at view: the value comes from a convolution \(conv\), so its axis"):
-            regularize(model, locked_dropout={"weight": 0.5, "pattern": "view"}, example_inputs=example)
     output = model(x)
     for axis, steps in ((0, output.transpose(0, 1)), (-2, output)):
         module = regularize(model, recurrent_state={"weight": 1.0, "pattern": "relu", "time_axis": axis})
         torch.testing.assert_close(module(x).penalties["recurrent_state"], state(steps))
-    dropped = regularize(model, locked_dropout={"weight": 0.5, "pattern": "permute"}, keep=["permute"], rng=0)(x).values["permute"]
-    assert (dropped == 0).all(0).any() and ((dropped == 0) == (dropped == 0)[:1]).all()
+    for site, axis in (("permute", 0), ("view", 2)):  # of [batch, rows and channels, time]
+        dropped = regularize(model, locked_dropout={"weight": 0.5, "pattern": site}, keep={site: "spliced"}, rng=0)(x).values[site] == 0
+        assert dropped.all(axis).any() and (dropped.all(axis) == dropped.select(axis, 0)).all()
+
+
+WAYS: dict[str, tuple[Callable[[Tensor], Tensor], int | None]] = {  # None: it is asked for
+    "nothing": (lambda h: h, 0), "contiguous": (lambda h: h.contiguous().double(), 0), "flipped": (lambda h: h.flip(0), 0),
+    "transposed": (lambda h: h.transpose(0, 1), 1), "permuted": (lambda h: h.permute(1, 2, 0), 2),
+    "there and back": (lambda h: h.transpose(1, 0).tanh().transpose(0, 1), 0), "a sum": (lambda h: (h + h.tanh()) * 0.5, 0),
+    "indexed": (lambda h: h[:, torch.tensor([1, 0])], None), "a product": (lambda h: torch.einsum("tbd,de->tbe", h, torch.eye(4)), None),
+    "viewed": (lambda h: h.reshape(-1, 4).view(4, 2, 4), None), "sorted": (lambda h: h.sort(0).values, None),
+}  # fmt: skip
+
+
+class Around(nn.Module):
+    def __init__(self, way: Callable[[Tensor], Tensor], before: bool) -> None:
+        super().__init__()
+        self.rnn, self.way, self.before = nn.LSTM(4, 4), way, before
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before:
+            return self.rnn(self.way(x.sigmoid()).float())[0]
+        return self.way(self.rnn(x)[0]).sigmoid()
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_axis_of_time_is_followed_or_asked_for(way: str, before: bool) -> None:
+    """Behind a layer of [time, batch, ...], and before one."""
+    torch.manual_seed(0)
+    made, axis = WAYS[way]
+    if before and way in ("transposed", "permuted"):  # the other way around: axis 1 goes to 0
+        made, axis = (lambda h: h.transpose(0, 1), 1) if way == "transposed" else (lambda h: h.permute(1, 0, 2), 1)
+    x = torch.randn(4, 2, 4)
+    options = {"weight": 0.5, "pattern": "sigmoid"}
+    for example in (None, x):
+        if axis is None:
+            with pytest.raises(RegularizerError, match="so it is not known which axis is time"):
+                regularize(Around(made, before), locked_dropout=options, example_inputs=example)
+            continue
+        module = regularize(Around(made, before), locked_dropout=options, keep={"sigmoid": "spliced"}, rng=0, example_inputs=example)
+        dropped = module(x).values["sigmoid"] == 0
+        assert dropped.all(axis).any() and (dropped.all(axis) == dropped.select(axis, 0)).all()
 
 
 def test_the_axes_that_the_error_names_are_taken() -> None:
