@@ -37,7 +37,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
     usual = "the outputs that no later layer reads, losses left out"
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in super().defaults(sites) if not site.passed_on]
+        # a state of a recurrent layer, and the weights of an attention, are no logits
+        return [site for site in super().defaults(sites) if not (site.passed_on or site.sequence) and site.labels[0].default]
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

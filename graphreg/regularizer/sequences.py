@@ -13,7 +13,7 @@ from torch import fx, nn
 from graphreg.errors import RegularizerError, shown
 from graphreg.ir.convolution_axes import is_linear, nearest, operands_with_its_axes, shape_of, spatial_dims
 from graphreg.ir.dataflow import sizes_of
-from graphreg.ir.operations import Operations, function_name, is_port, nodes_in, port_path
+from graphreg.ir.operations import PACKS, Operations, function_name, is_port, nodes_in, port_path
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.selector import Pattern, Selector, exactly, strings
@@ -289,15 +289,22 @@ class _Calls:
             source = node
             while is_port(source, self.operations):
                 source = source.args[0]  # type: ignore[assignment]
-            if source.op == "call_module" and str(source.target) in paths and port_path(node) in ((), (0,)):
+            is_pad = function_name(source) == "pad_packed_sequence" and True not in (*source.args[1:2], source.kwargs.get("batch_first"))
+            is_call = source.op == "call_module" and str(source.target) in paths and not self._reads_packed(source)
+            if (is_call or is_pad) and port_path(node) in ((), (0,)):
                 yield node
-            if is_pack or (node.op == "call_module" and str(node.target) in paths):
+            if is_pack or (is_call and node is source):
                 yield from list(nodes_in((node.args, node.kwargs)))[:1]
             if function_name(node) in ("stack", "cat") and self._stacks_steps(node):
                 yield node
             if function_name(node) in ("setitem", "__setitem__") and isinstance(node.args[1], int):
                 written.update(nodes_in(node.args[:1]))
         yield from (node for node, count in written.items() if count > _FEW)
+
+    def _reads_packed(self, node: fx.Node) -> bool:
+        """Return whether a layer gets a PackedSequence, in which the order of the axes of its padded form is lost."""
+        first = next(nodes_in(node.args), None)
+        return first is not None and function_name(first) in PACKS
 
     def _stacks_steps(self, node: fx.Node) -> bool:
         """Return whether axis 0 of a stack is of what one module or function has returned again and again, as in a loop over steps."""
