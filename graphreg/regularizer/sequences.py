@@ -288,7 +288,7 @@ class _Calls:
             is_pack = function_name(node) == "pack_padded_sequence" and True not in (*node.args[2:3], node.kwargs.get("batch_first"))
             source = node
             while is_port(source, self.operations):
-                source = source.args[0]  # type: ignore[assignment]
+                source = source.args[0]
             is_pad = function_name(source) == "pad_packed_sequence" and True not in (*source.args[1:2], source.kwargs.get("batch_first"))
             is_call = source.op == "call_module" and str(source.target) in paths and not self._reads_packed(source)
             if (is_call or is_pad) and port_path(node) in ((), (0,)):
@@ -392,7 +392,7 @@ def _permuted(node: fx.Node) -> list[int] | None:
     if name not in _PERMUTE or not isinstance(first, fx.Node) or node.kwargs:
         return None
     shape = shape_of(node)
-    flat = [each for arg in given for each in (arg if isinstance(arg, (tuple, list)) else (arg,))]
+    flat: list[Any] = [each for arg in given for each in (arg if isinstance(arg, (tuple, list)) else (arg,))]
     if not flat or not all(isinstance(each, int) for each in flat) or (shape is None and min(flat) < 0):
         return None
     rank = len(shape) if shape is not None else max(len(flat), max(flat) + 1)

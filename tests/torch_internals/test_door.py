@@ -56,6 +56,7 @@ STACK_READERS = {
     "graphreg/tracing/symbolic/holders.py": "as frames.py",
     "graphreg/tracing/symbolic/questions.py": "as frames.py",
     "graphreg/tracing/symbolic/proxies.py": "as global_queries.py",
+    "graphreg/tracing/symbolic/tracer.py": "the instruction of the model's code at which torch asks for a size, and then records the call",
     "graphreg/tracing/export/op_record.py": "the instruction of the model's code that calls: x / y, or x.div(y)",
 }
 FRAME = {"f_globals", "f_locals", "f_code", "f_back", "f_lasti", "f_lineno", "tb_frame", "gi_frame", "_getframe", "currentframe"}
