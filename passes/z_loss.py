@@ -24,7 +24,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
         RegularizerError: A site is the output of a softmax, a log-softmax or a sigmoid, or has fewer than 2 classes.
 
     Averaged over: the samples, then the sites.
-    Default sites: the model's outputs, except losses, the outputs of normalizations, and values that a later layer reads.
+    Default sites: the model's outputs, except losses, the outputs of normalizations, values that a later layer reads, and states and
+    attention weights that a layer returns beside its output.
     Source: Chowdhery et al., PaLM: Scaling language modeling with pathways, 2022, section 5.
     """
 
@@ -37,8 +38,7 @@ class ZLoss(Penalty, keys=("z_loss",)):
     usual = "the outputs that no later layer reads, losses left out"
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        # a state of a recurrent layer, and the weights of an attention, are no logits
-        return [site for site in super().defaults(sites) if not (site.passed_on or site.sequence) and site.labels[0].default]
+        return [site for site in super().defaults(sites) if site.is_prediction]
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

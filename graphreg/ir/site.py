@@ -121,6 +121,11 @@ class Site:
         return self.spatial > 0 and (self.shape is None or len(self.shape) == self.spatial + 2)
 
     @property
+    def is_prediction(self) -> bool:
+        """Whether an output may be a prediction: no later layer reads it, and it is no state and no attention weights of a layer."""
+        return not self.passed_on and not self.sequence and self.labels[0].default
+
+    @property
     def op(self) -> str:
         return self.labels[0].op
 

@@ -21,6 +21,7 @@ from graphreg.ir.site import Label, Site
 from graphreg.ir.time_steps import Steps
 from graphreg.ir.train_eval import ModeGraphs
 
+# operations on one value that keep its axes, besides those of ``operands_with_its_axes``, and those that permute them
 _KEEP = {"contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "flip", "roll", "cumsum", "index_select"}
 _PERMUTE = {"permute", "transpose", "swapaxes", "swapdims"}
 _FEW = 2  # of so few values, or fewer, it is not sure that they are the steps of a loop
@@ -286,9 +287,7 @@ class _Calls:
         written = Counter[fx.Node]()
         for node in (node for graph in self.graphs for node in graph.nodes):
             is_pack = function_name(node) == "pack_padded_sequence" and True not in (*node.args[2:3], node.kwargs.get("batch_first"))
-            source = node
-            while is_port(source, self.operations):
-                source = source.args[0]
+            source = self._source(node)
             is_pad = function_name(source) == "pad_packed_sequence" and True not in (*source.args[1:2], source.kwargs.get("batch_first"))
             is_call = source.op == "call_module" and str(source.target) in paths and not self._reads_packed(source)
             if (is_call or is_pad) and port_path(node) in ((), (0,)):
@@ -313,14 +312,15 @@ class _Calls:
             if not all(function_name(item) == "unsqueeze" and item.args[1:] == (0,) for item in items):
                 return False
             items = [next(nodes_in(item.args)) for item in items]
-        made_by = [self._made_by(item) for item in items]
+        made_by = [self._source(item).target for item in items]
         axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
         return bool(axis == 0) and len(items) > _FEW and len(set(made_by[1:])) == 1  # the first may be an initial state
 
-    def _made_by(self, node: fx.Node) -> object:
+    def _source(self, node: fx.Node) -> fx.Node:
+        """Return the call that returned a tuple of which the node is an item; the node itself if it is no item."""
         while is_port(node, self.operations):
             node = node.args[0]  # type: ignore[assignment]
-        return node.target
+        return node
 
     def _alike(self, node: fx.Node, along: fx.Node, axis: int) -> list[fx.Node]:
         """Return the operands that have the axes of a node's value. A linear layer keeps the ``axis`` of ``along``, unless it is last."""

@@ -80,3 +80,22 @@ def test_dropout_of_a_loss_is_refused() -> None:
     module = graphreg.regularize(model, dropout={("**#output", "!cross_entropy"): 0.5}, rng=0)
     assert graphreg.report(module).regularizers[0].sites == ("encoder", "head")
     assert (module(x).output[1] == 0).any()
+
+
+class LanguageModel(nn.Module):
+    """Returns logits, the last state, and attention weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.attend, self.head = nn.GRU(4, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, state = self.rnn(x)
+        attended, weights = self.attend(h, h, h)
+        return self.head(attended), state, weights
+
+
+@pytest.mark.parametrize("key", ["z_loss", "confidence"])
+def test_states_and_attention_weights_are_no_logits(key: str) -> None:
+    found = graphreg.plan(graphreg.trace(LanguageModel(), torch.randn(2, 5, 4)), graphreg.build(key, weight=0.1)).of(key)
+    assert [edit.site.name for edit in found] == ["head"]

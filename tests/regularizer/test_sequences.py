@@ -735,8 +735,16 @@ class Steps(nn.Module):
         return self.out(self.join(states).tanh())
 
 
+def written(states: list[Tensor]) -> Tensor:
+    outputs = torch.zeros(len(states), 3, 3)
+    for t, h in enumerate(states):
+        outputs[t] = h
+    return outputs
+
+
 JOINS: dict[str, tuple[Callable[[list[Tensor]], Tensor], int]] = {
-    "stack": (lambda states: torch.stack(states[1:]), 0), "with the first state": (lambda states: torch.stack(states, dim=0), 0),
+    "written": (written, 0), "stack": (lambda states: torch.stack(states[1:]), 0),
+    "with the first state": (lambda states: torch.stack(states, dim=0), 0),
     "cat": (lambda states: torch.cat([h.unsqueeze(0) for h in states[1:]]), 0), "batch first": (lambda states: torch.stack(states, 1), 1),
     "transposed": (lambda states: torch.stack(states).transpose(0, 1), 1),
     "cat, batch first": (lambda states: torch.cat([h.unsqueeze(1) for h in states], dim=1), 1),
@@ -823,6 +831,27 @@ class Around(nn.Module):
         if self.before:
             return self.rnn(self.way(x.sigmoid()).float())[0]
         return self.way(self.rnn(x)[0]).sigmoid()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_axis_behind_a_padded_sequence(batch_first: bool) -> None:
+    """A packed sequence has no order of axes, so that of the padded one counts and not the layer's."""
+
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 4)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+            return nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first)[0].sigmoid()
+
+    torch.manual_seed(0)
+    x, axis = torch.randn(4, 5, 3), int(batch_first)
+    model, lengths = Packs(), torch.tensor([5, 1, 3, 4] if batch_first else [4, 1, 3, 4, 2])
+    module = regularize(model, locked_dropout={"weight": 0.5, "pattern": "sigmoid"}, keep={"sigmoid": "spliced"}, rng=0)
+    dropped = module(x, lengths).values["sigmoid"] == 0
+    assert dropped.all(axis).any() and (dropped.all(axis) == dropped.select(axis, 0)).all()
 
 
 @pytest.mark.parametrize("before", [False, True])

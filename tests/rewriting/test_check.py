@@ -771,3 +771,16 @@ def contracted(graph: fx.Graph) -> list[tuple[object, ...]]:
         placed = fx.node.map_arg((args, node.kwargs), lambda n: f"%{place[n]}")
         rows.append((node.op, node.target, *placed))
     return rows
+
+
+@pytest.mark.parametrize("number", [float("nan"), complex("nan"), complex(1, float("nan"))])
+def test_a_constant_that_is_nan_equals_itself(number: complex) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.lin(x) * number).abs()
+
+    assert graphreg.regularize(Net(), dropout={"lin": 0.5})(torch.ones(2, 3)).output.isnan().all()
