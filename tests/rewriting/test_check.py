@@ -773,14 +773,21 @@ def contracted(graph: fx.Graph) -> list[tuple[object, ...]]:
     return rows
 
 
-@pytest.mark.parametrize("number", [float("nan"), complex("nan"), complex(1, float("nan"))])
+class Times(nn.Module):
+    def __init__(self, number: complex) -> None:
+        super().__init__()
+        self.lin, self.number = nn.Linear(3, 3), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.lin(x) * self.number).abs()
+
+
+@pytest.mark.parametrize("number", [float("nan"), complex("nan")])
 def test_a_constant_that_is_nan_equals_itself(number: complex) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lin = nn.Linear(3, 3)
+    assert graphreg.regularize(Times(number), dropout={"lin": 0.5})(torch.ones(2, 3)).output.isnan().all()
 
-        def forward(self, x: Tensor) -> Tensor:
-            return (self.lin(x) * number).abs()
 
-    assert graphreg.regularize(Net(), dropout={"lin": 0.5})(torch.ones(2, 3)).output.isnan().all()
+@pytest.mark.parametrize("part", ["nan", "inf"])
+def test_a_number_that_code_cannot_write_is_refused(part: str) -> None:
+    with pytest.raises(graphreg.TraceError, match=rf"cannot have the number \(1\+{part}j\); make it a tensor, in a buffer"):
+        graphreg.regularize(Times(complex(1, float(part))), dropout={"lin": 0.5})

@@ -555,6 +555,8 @@ class SiteTracer(DecisionTracer):
             return tuple(map(self.create_arg, a))
         if kind is dict and not a:
             return {}
+        if kind is complex and not math.isfinite(a.imag):  # Python writes ``(1+nanj)``, and knows no ``nanj``
+            raise TypeError(f"the code of a graph cannot have the number {a}; make it a tensor, in a buffer")
         if (written := plain_value(a)) is not None:
             return written
         # torch.fx would turn an OrderedDict into a plain dict; here the graph makes an object of the model's own type.
