@@ -109,22 +109,33 @@ def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Nod
     """
     found = dict[fx.Node, Channels]()
     for node in graph.nodes:
-        if not (dims := spatial_dims(node, operations)):
+        dims, read = spatial_dims(node, operations), next(nodes_in(node.args), None)
+        if not dims or read is None:
             continue
-        chain = list(nodes_in(node.args))[:1]
-        for each in chain:
-            chain += [n for n in operands_with_its_axes(each, operations) if n not in chain and n not in known and n.op != "get_attr"]
-        if any(each in known or _has_units_last(each, operations) for each in chain):
-            continue
-        for each in chain:
-            shape = shape_of(each)
-            rank = dims + 2 if shape is None else len(shape)
-            if rank > dims:  # others are repeated along axes that they have not
-                found[each] = Channels(rank, (rank - 1 - dims,))
+        shape = shape_of(read)
+        rank = dims + 2 if shape is None else len(shape)
+        channels = Channels(rank, (rank - 1 - dims,))
+        found |= {each: channels for each in _alike_before(read, channels, operations) if each not in known}
     return found
 
 
+def _alike_before(value: fx.Node, channels: Channels, operations: Operations) -> list[fx.Node]:
+    """Return a value and those from which it gets its channels; an empty list if a layer whose units are last made one of them."""
+    if _has_units_last(value, operations):
+        return []
+    alike = [value]
+    for each in alike:
+        for operand in nodes_in((each.args, each.kwargs)):
+            is_new = operand not in alike and operand.op != "get_attr" and len(shape_of(operand) or range(channels.rank)) == channels.rank
+            if is_new and channels_of(each, operations, {operand: channels}) == channels:
+                if _has_units_last(operand, operations):
+                    return []
+                alike.append(operand)
+    return alike
+
+
 def _has_units_last(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node is a product, such as a linear layer or a convolution, or a norm over the last axis."""
     module, is_function = operations.module(node), function_name(node) == "layer_norm" and len(node.args) > 1
     shape: Any = module.normalized_shape if isinstance(module, nn.LayerNorm) else node.args[1] if is_function else ()
     return operations.is_product(node) or (isinstance(shape, Sequence) and len(shape) == 1)

@@ -148,15 +148,31 @@ def test_decov_behind_a_function_is_decov_behind_the_layer() -> None:
     torch.testing.assert_close(module(x).penalties["decov"], expected)
 
 
+class Flipped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous().flip(-1).double().float()
+
+
 class Before(nn.Module):
     """A value of [batch, time, units] that goes to a convolution by a ``way``."""
 
-    def __init__(self, way: Way, conv: nn.Module) -> None:
+    def __init__(self, way: Way, conv: nn.Module, after: nn.Module | None = None) -> None:
         super().__init__()
-        self.lin, self.norm, self.conv, self.way = nn.Linear(4, 6), nn.LayerNorm(6), conv, way
+        self.lin, self.norm, self.conv, self.way, self.after = nn.Linear(4, 6), nn.LayerNorm(6), conv, way, after or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.mul(self.way(self.norm(self.lin(x))), 1.0))
+        return self.conv(self.after(torch.mul(self.way(self.norm(self.lin(x))), 1.0)))
+
+
+AFTER: dict[str, nn.Module] = {"nothing": nn.Identity(), "norm": nn.BatchNorm1d(6), "flip": Flipped(), "groups": nn.GroupNorm(2, 6)}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("after", AFTER)
+def test_what_a_convolution_reads_has_its_axes_before_other_operations(after: str, known: bool) -> None:
+    model = Before(lambda h: h.transpose(1, 2), nn.Conv1d(6, 5, 1), AFTER[after])
+    (site,) = (site for site in graphreg.trace(model, torch.randn(2, 7, 4) if known else None).values if site.name == "mul")
+    assert site.is_map and site.channels == (1 if known else None)
 
 
 @pytest.mark.parametrize(
