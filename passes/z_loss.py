@@ -24,8 +24,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
         RegularizerError: A site is the output of a softmax, a log-softmax or a sigmoid, or has fewer than 2 classes.
 
     Averaged over: the samples, then the sites.
-    Default sites: the model's outputs, except losses, the outputs of normalizations, values that a later layer reads, and states and
-    attention weights that a layer returns beside its output.
+    Default sites: the model's outputs, except losses, the outputs of normalizations and of activations, values that a later layer reads
+    or that have no gradient, and states and attention weights of a layer.
     Source: Chowdhery et al., PaLM: Scaling language modeling with pathways, 2022, section 5.
     """
 
@@ -38,7 +38,7 @@ class ZLoss(Penalty, keys=("z_loss",)):
     usual = "the outputs that no later layer reads, losses left out"
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in super().defaults(sites) if site.is_prediction]
+        return [site for site in super().defaults(sites) if site.prediction]
 
     def why_not(self, site: Site) -> str:
         made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import fx, nn
+from torch.nn.modules import activation
 
 from graphreg.ir.batch_norms import batch_norms_fed
 from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import Channels, channels_of, read_channels
+from graphreg.ir.dataflow import without_derivative
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
@@ -96,6 +98,14 @@ def _in_output(value: object) -> Iterator[fx.Node]:
             yield from _in_output((node.args, node.kwargs)) if builds(node) else (node,)
 
 
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
+# a probability is no activation: a penalty that takes logits refuses it and says so
+_ACTIVATIONS = {_plain(name) for name in activation.__all__ if not re.search("softmax|softmin|^sigmoid|attention", name.lower())}
+
+
 def acts_as_opaque(node: fx.Node) -> bool:
     """Return whether the node calls one of ``CELLS`` or an operator that contains a graph. Both count as products, like opaque modules."""
     return is_region(node) or function_name(node) in CELLS
@@ -158,7 +168,7 @@ class _Judge:
         self.loss = loss_of(end)
 
         # A node is used if the output depends on it, or if it writes into something.
-        self.used, self.passed_on = {graph.output_node()}, set[fx.Node]()
+        self.used, self.passed_on, self.underived = {graph.output_node()}, set[fx.Node](), without_derivative(graph)
         for node in reversed(graph.nodes):
             if not self.used.isdisjoint(node.users) or node.target is operator.setitem:
                 self.used.add(node)
@@ -284,7 +294,7 @@ class _Judge:
         # of a value of unknown shape, only [batch, channels, ...] is sure to be read rightly
         spatial = channels.spatial if channels and (shape is not None or channels.axes[0] == 1) else 0
         axis = channels.axes[0] if channels and shape is not None and len(channels.axes) == 1 else None
-        facts |= {"passed_on": node in self.passed_on, "spatial": spatial, "channels": axis, "reads": self.reads.get(node, "")}
+        facts |= {"prediction": self._may_predict(node), "spatial": spatial, "channels": axis, "reads": self.reads.get(node, "")}
         first = self.residuals.trunk.get(node)
         trunk = "" if first is None else (labels_of(first, self.operations) or (first,))[0]
         facts |= {"branch": node in self.residuals.branches, "normed": self.norms.get(node, "")}
@@ -315,6 +325,19 @@ class _Judge:
         if port_path(port) != (0,):
             return "state" if port is node else ""
         return "batch first" if layer.batch_first else "time first"
+
+    def _may_predict(self, node: fx.Node) -> bool:
+        """Return whether the value may be a prediction, see ``Site``."""
+        origin = self._origin(node)
+        labels, source = labels_of(origin, self.operations), origin
+        while is_port(source, self.operations) and isinstance(source.args[0], fx.Node):
+            source = source.args[0]
+        module = self.operations.module(source)
+        name = function_name(source) if module is None else type(module).__name__
+        is_state = bool(self._sequence(origin)) or isinstance(module, nn.RNNCellBase) or name in CELLS
+        is_weights = bool(labels) and not labels[0].default
+        is_passed_on = node in self.passed_on or node in self.underived
+        return not (is_passed_on or is_state or is_weights or _plain(name) in _ACTIVATIONS)
 
     def _role(self, node: fx.Node) -> Role:
         labels = own_labels(node)

@@ -83,7 +83,8 @@ class Site:
         reads: For the output of an embedding, the name of the model's input that holds the indices.
             A plan sets this field for the embedding's table (a parameter), too, because splices on
             the table need it. ``""`` for any other site.
-        passed_on: Whether a later layer with weights computes something from it.
+        prediction: Whether it may be a prediction, such as logits: no later layer with weights computes something from it, a gradient
+            passes through it, and it is no state or attention weights of a layer and no features after an activation.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """
@@ -104,7 +105,7 @@ class Site:
     trunk: str = ""
     normed: str = ""
     reads: str = ""
-    passed_on: bool = False
+    prediction: bool = False
     used: bool = True
     why_not: str = ""
 
@@ -119,11 +120,6 @@ class Site:
     def is_map(self) -> bool:
         """Whether the value has the axes of a convolution's output, [batch, channels, one or more further axes]."""
         return self.spatial > 0 and (self.shape is None or len(self.shape) == self.spatial + 2)
-
-    @property
-    def is_prediction(self) -> bool:
-        """Whether an output may be a prediction: no later layer reads it, and it is no state and no attention weights of a layer."""
-        return not self.passed_on and not self.sequence and self.labels[0].default
 
     @property
     def op(self) -> str:

@@ -228,10 +228,12 @@ class _Calls:
 
         It is 1, unless a path leads between the value and a layer of [time, batch, ...], or a stack of
         steps. Then the axis is followed through operations that keep or permute the axes; None if
-        there are others on each path.
+        there are others on each path, or if the value is a stack of sequences.
         """
         node = self.nodes.get(site.name)
-        return 1 if node is None else self._times.get(node, 1)
+        if node is None or node in self._times:
+            return 1 if node is None else self._times[node]
+        return None if nearest(node, self._stacks_sequences, lambda n: operands_with_its_axes(n, self.operations)) else 1
 
     @cached_property
     def _times(self) -> dict[fx.Node, int | None]:
@@ -313,8 +315,13 @@ class _Calls:
                 return False
             items = [next(nodes_in(item.args)) for item in items]
         made_by = [self._source(item).target for item in items]
-        axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-        return bool(axis == 0) and len(items) > _FEW and len(set(made_by[1:])) == 1  # the first may be an initial state
+        return bool(_stack_axis(node) == 0) and len(items) > _FEW and len(set(made_by[1:])) == 1  # the first may be an initial state
+
+    def _stacks_sequences(self, node: fx.Node) -> bool:
+        """Return whether the value is a stack of values of three or more axes, along an axis before that of time."""
+        items = list(nodes_in((node.args[:1], node.kwargs.get("tensors"))))
+        is_stack = function_name(node) == "stack" and _stack_axis(node) in (0, 1)
+        return is_stack and any(len(shape_of(i) or ()) > 2 or isinstance(self.operations.module(self._source(i)), nn.RNNBase) for i in items)
 
     def _source(self, node: fx.Node) -> fx.Node:
         """Return the call that returned a tuple of which the node is an item; the node itself if it is no item."""
@@ -469,9 +476,9 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         if known is None and (dims > 2 or "batch" in regularizer.engine_options.share_axes):
             option, other = ("time_axis", 1 - dims) if hasattr(regularizer, "time_axis") else ("share_axes", 1)
             raise RegularizerError(
-                f"{type(regularizer).__name__} at {site.name}: a layer of [time, batch, ...] or a stack of steps is near this value, and "
-                f"operations between them may change the axes, so it is not known which axis is time. Give {option}=0 if axis 0 is, or "
-                f"{option}={other} if axis 1 is."
+                f"{type(regularizer).__name__} at {site.name}: a layer of [time, batch, ...] or a stack is near this value, and "
+                f"operations between them may change the axes, so it is not known which axis is time. Give its number: {option}=0 if axis 0 "
+                f"is, {option}={other} if axis 1 is."
             )
         axis = 1 if known is None else known
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
@@ -508,6 +515,10 @@ def _layer_axis(site: Site, regularizer: Any) -> int:
             f"{axis} (batch_first={axis == 1}). Leave time_axis out: graphreg reads it from the layer."
         )
     return axis
+
+
+def _stack_axis(node: fx.Node) -> Any:
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
 
 
 def _require(site: Site, steps: Steps, regularizer: Any) -> None:

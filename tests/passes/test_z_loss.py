@@ -99,3 +99,31 @@ class LanguageModel(nn.Module):
 def test_states_and_attention_weights_are_no_logits(key: str) -> None:
     found = graphreg.plan(graphreg.trace(LanguageModel(), torch.randn(2, 5, 4)), graphreg.build(key, weight=0.1)).of(key)
     assert [edit.site.name for edit in found] == ["head"]
+
+
+class Two(nn.Module):
+    """Returns logits and a second output."""
+
+    def __init__(self, second: str) -> None:
+        super().__init__()
+        self.cell, self.lstm_cell, self.head, self.second = nn.GRUCell(4, 6), nn.LSTMCell(4, 6), nn.Linear(6, 3), second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        state, pair = self.cell(x), self.lstm_cell(x)
+        logits = self.head(state)
+        seconds = {
+            "new state": self.cell(x, state),
+            "a view of a state": pair[1][:, None].float(),
+            "pair": pair,
+            "detached": logits.detach(),
+            "features": state.relu().flatten(1),
+            "labels": logits.argmax(1),
+            "capped": 30 * torch.tanh(logits / 30),
+        }
+        return logits, seconds[self.second]
+
+
+@pytest.mark.parametrize("second", ["new state", "a view of a state", "pair", "detached", "features", "labels", "capped"])
+def test_states_features_and_detached_values_are_no_logits(second: str) -> None:
+    module = graphreg.regularize(Two(second), z_loss=1.0)
+    assert graphreg.report(module).regularizers[0].sites == (("head", "mul") if second == "capped" else ("head",))

@@ -797,8 +797,8 @@ class Recognizer(nn.Module):
 def test_a_view_between_a_value_and_a_layer_of_time_first_leaves_the_axis_open() -> None:
     torch.manual_seed(0)
     model, x = Recognizer(), torch.randn(3, 1, 4, 7)
-    near = "at relu: a layer of [time, batch, ...] or a stack of steps is near this value, and operations between them may change the "
-    near += "axes, so it is not known which axis is time. Give {} if axis 0 is, or {} if axis 1 is."
+    near = "at relu: a layer of [time, batch, ...] or a stack is near this value, and operations between them may change the "
+    near += "axes, so it is not known which axis is time. Give its number: {} if axis 0 is, {} if axis 1 is."
     for example in (None, x):
         with pytest.raises(RegularizerError, match=re.escape("RecurrentState " + near.format("time_axis=0", "time_axis=-2"))):
             regularize(model, recurrent_state={"weight": 1.0, "pattern": "relu"}, example_inputs=example)
@@ -811,6 +811,31 @@ def test_a_view_between_a_value_and_a_layer_of_time_first_leaves_the_axis_open()
     for site, axis in (("permute", 0), ("view", 2)):  # of [batch, rows and channels, time]
         dropped = regularize(model, locked_dropout={"weight": 0.5, "pattern": site}, keep={site: "spliced"}, rng=0)(x).values[site] == 0
         assert dropped.all(axis).any() and (dropped.all(axis) == dropped.select(axis, 0)).all()
+
+
+class MixOfLayers(nn.Module):
+    """As in ELMo: a weighted sum of the outputs of layers of [batch, time, units]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.GRU(4, 4, batch_first=True), nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)[0]
+        layers = torch.stack([h, self.second(h)[0]]) * 0.5
+        return self.head(layers.sum(0))
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(3, 5, 4)])
+def test_a_stack_of_sequences_leaves_the_axis_open(example: Tensor | None) -> None:
+    model, x = MixOfLayers(), torch.randn(3, 5, 4)
+    for site in ("stack", "mul"):
+        with pytest.raises(RegularizerError, match="a layer of .time, batch, .... or a stack is near this value"):
+            regularize(model, locked_dropout={"weight": 0.5, "pattern": site}, example_inputs=example)
+        options = {"weight": 0.5, "pattern": site, "time_axis": 2}
+        dropped = regularize(model, locked_dropout=options, keep={site: "spliced"}, rng=0, example_inputs=example)(x).values[site] == 0
+        assert dropped.any() and (dropped == dropped[:, :, :1]).all() and not (dropped == dropped[:, :1]).all()
+    regularize(model, locked_dropout={"weight": 0.5, "pattern": ["sum", "head"]}, example_inputs=example)
 
 
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], int | None]] = {  # None: it is asked for
