@@ -89,10 +89,9 @@ def _inside_attention(traced: Traced, text: str) -> str:
     if not any(function_name(node) == "scaled_dot_product_attention" for node in nodes):
         return ""
     return (
-        f" The attention of {traced.title} is one operation, scaled_dot_product_attention, inside which its weights are no values. A model "
-        "of transformers computes them as values after model.set_attn_implementation('eager'), or if it is made with "
-        "attn_implementation='eager': '**.softmax' then selects them. For timm, call timm.layers.set_fused_attn(False) before the model is "
-        "made."
+        f" The attention of {traced.title} is one operation, scaled_dot_product_attention, so its weights are not a value that a selector "
+        "can match. In transformers, call model.set_attn_implementation('eager'), or create the model with attn_implementation='eager'. In "
+        "timm, call timm.layers.set_fused_attn(False) before you create the model. '**.softmax' then selects the weights."
     )
 
 

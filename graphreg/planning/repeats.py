@@ -54,6 +54,11 @@ class Repeat:
         """Whether splices act at two sites or more, so that another selector would change it."""
         return len({site for site, _ in self.acts}) > 1
 
+    def rates(self, strengths: Strengths) -> tuple[tuple[float, ...], tuple[tuple[str, float | None], ...]]:
+        """Return the strengths of the splices, and the operation and the rate of each native dropout."""
+        now = self.present(strengths)
+        return tuple(strength_at(act, strengths) for act in now.acts), tuple((each.site.op, each.rate) for each in now.native)
+
     def text(self, regularizers: Mapping[str, Regularizer], strengths: Strengths, more: str = "") -> str:
         """Describe the effect of the splices together; ``""`` if it is harmless. ``more``: text to append to the list of sites."""
         now = self.present(strengths)
@@ -130,7 +135,10 @@ def lines_beside_native(repeated: Sequence[Repeat], regularizers: Mapping[str, R
     for several in alike.values():
         off = {_NUMBER.sub("*", exactly(each.site.labels[0])): "off" for one in several for each in one.native if not each.why_not}
         cure = f". own_dropout={off!r} turns the model's own off" if off else ""
-        texts.append(several[0].text(regularizers, strengths, _and_so_on(len(several) - 1)) + cure)
+        more = _and_so_on(len(several) - 1)
+        if any(each.rates(strengths) != several[0].rates(strengths) for each in several):
+            more += " with other rates"  # the line has the rates and the effect of the first
+        texts.append(several[0].text(regularizers, strengths, more) + cure)
     return texts
 
 

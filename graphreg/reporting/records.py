@@ -315,9 +315,8 @@ def _native_dropout(rows: Sequence[NativeDropoutRow]) -> Iterator[Paragraph]:
     lines = [f"not movable: {r.site}: {r.why_not}" for r in rows if r.why_not]
     unmoved = [r for r in rows if r.becomes == KEPT]
     if unmoved:
-        move = "; own_dropout='seeded' moves what can be moved" if any(not r.why_not for r in unmoved) else ""
-        lines.insert(0, f"{KEPT}: torch draws it, so set_rng_state does not resume it, frozen_noise does not freeze it, noise_on does not "
-                        f"switch it on{move}")  # fmt: skip
+        move = "; own_dropout='seeded' lets graphreg draw them where possible" if any(not r.why_not for r in unmoved) else ""
+        lines.insert(0, f"{KEPT}: torch draws the masks, so graphreg's set_rng_state, frozen_noise and noise_on do not affect them{move}")
     yield Lines(tuple(lines))
 
 

@@ -266,6 +266,9 @@ def test_beside_the_models_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
         "dropout and the model's own Dropout 0.5 act", "drop_path and the model's own DropPath 0.1 act"
     ]  # fmt: skip
     assert "(blocks.2.path): 0.72" in rates.beside_native[1]
+    other = graphreg.plan(traced, graphreg.from_kwargs(traced, **given), own_dropout={"blocks.1.drop": 0.5})
+    assert "(relu, blocks.0.drop, and so on at 2 more places with other rates): 0.72" in other.beside_native[0]
+    assert "other rates" not in other.beside_native[1]
     off = graphreg.plan(traced, graphreg.from_kwargs(traced, **given), own_dropout={"blocks.*.drop": "off", "blocks.*.path": "off"})
     assert off.beside_native == [] and beside(str(off).splitlines()) == []
 

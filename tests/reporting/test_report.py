@@ -135,7 +135,7 @@ def test_the_models_own_dropout() -> None:
     kept = reported(model)
     assert [(row.site, row.becomes) for row in kept.own_dropout] == [("1", "kept"), ("2", "kept")]  # the third drops nothing
     assert str(kept).startswith("Sequential, traced by the symbolic front end: nothing acts")
-    assert "frozen_noise does not freeze it" in kept.text(None)
+    assert "frozen_noise and noise_on do not affect them" in kept.text(None)
     moved = reported(model, own_dropout={"1": 0.3, "2": "off"})
     assert [(row.site, row.becomes, row.matched) for row in moved.own_dropout] == [("1", "seeded at 0.3", "1"), ("2", "off", "2")]
     assert moved.text().startswith("Sequential, traced by the symbolic front end: 2 native dropouts replaced\n")
