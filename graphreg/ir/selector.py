@@ -50,7 +50,7 @@ class Pattern:
             raise RegularizerError(
                 f"{text!r} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'."
                 + (
-                    r" A backslash takes the character behind it as a part of the name: \@, \:, \#, \\."
+                    r" A backslash makes the next character part of the name: \@, \:, \#, \\."
                     if re.search(r"[\\@:#]", text)
                     else ""
                 )

@@ -742,7 +742,7 @@ def test_a_state_at_an_odd_name_is_proposed_as_it_is_written() -> None:
 
 def test_a_backslash_at_the_end_is_no_selector() -> None:
     with pytest.raises(
-        graphreg.RegularizerError, match=r"is no selector\..* A backslash takes the character behind it as a part of the name"
+        graphreg.RegularizerError, match=r"is no selector\..* A backslash makes the next character part of the name"
     ):
         found(RESNET, "fc\\")
 

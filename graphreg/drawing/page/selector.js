@@ -66,7 +66,7 @@ function parse(text) {
   const bare = text.trim();
   const match = GRAMMAR.exec(bare);
   if (!match || !bare.replace(/[! ]/g, "")) {
-    const more = /[\\@:#]/.test(text) ? " A backslash takes the character behind it as a part of the name: \\@, \\:, \\#, \\\\." : "";
+    const more = /[\\@:#]/.test(text) ? " A backslash makes the next character part of the name: \\@, \\:, \\#, \\\\." : "";
     throw new Error(`${quoted(text)} is no selector. Write [!]name[@op][:port][#role], e.g. 'layer4.*', '**@ReLU', '*.weight'.${more}`);
   }
   const [exclude, role] = [match[1], match[5]];
