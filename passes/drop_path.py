@@ -16,7 +16,7 @@ class DropPath(Splice, keys=("drop_path", "stochastic_depth")):
 
     Args:
         weight: The probability that a branch is zeroed, 0 <= weight < 1.
-        batch_axis: The axis of examples: 0, or 1 for a model whose first axis is time.
+        batch_axis: The axis of examples: 0, or 1 where the first axis is time. Near a layer of [time, batch, ...], 0 is refused.
 
     Draws: one m for each example.
     Default sites: the residual branches, ``**#branch``. In ``x + f(x)``, the value ``f(x)`` is the branch.

@@ -113,14 +113,15 @@ def example_of(signature: inspect.Signature, args: Sequence[Any], kwargs: Mappin
 
 
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the shapes, strides and dtypes of the tensors among the arguments, and the numbers, in order, and the autocast that is on."""
+    """Return what a graph may assert of the tensors among the arguments, the numbers, in order, and the autocast that is on."""
     leaves = pytree.tree_leaves((tuple(args), sorted(kwargs.items(), key=lambda item: item[0])))
     casts = tuple((device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device))
     return (*(_layout(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves if isinstance(leaf, (Tensor, int, float))), *casts)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.stride() if tensor.layout is torch.strided and not tensor.is_nested else tensor.layout
+    lies = tensor.stride() if tensor.layout is torch.strided and not tensor.is_nested else tensor.layout
+    return tensor.shape, tensor.dtype, lies, tensor.requires_grad
 
 
 def not_traced(key: str, title: str) -> GraphRegError:

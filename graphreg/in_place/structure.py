@@ -269,10 +269,12 @@ def traced_for(
     late = any(True in asked[_first_effect(graph) :] for graph, asked in zip(graphs, asks, strict=True))
     blocks = tuple(block for path, block in chosen if path in _record(module).blocks)
     made = StructureGraph(module, decided, fingerprint, any(map(any, asks)), late, hooks, blocks, held, _models_hooks(model, hooks, reads))
-    flags = {str(node.args[2]) for graph in graphs for node in graph.nodes if node.target is decided_flag}
-    made.frozen = tuple(attribute_of(model, path) for path in flags)
-    paths = [path for graph in graphs for node in graph.nodes if node.target is modes_asked for path in node.args[2]]
-    made.parts = tuple(map(model.get_submodule, dict.fromkeys(paths)))
+    flags = [node for graph in graphs for node in graph.nodes if node.target is decided_flag]
+    # those of inputs are among what ``shapes_of`` returns
+    paths = {str(node.args[2]) for node in flags if node.all_input_nodes[0].all_input_nodes[0].op == "get_attr"}
+    made.frozen = tuple(attribute_of(model, path) for path in paths)
+    parts = [path for graph in graphs for node in graph.nodes if node.target is modes_asked for path in node.args[2]]
+    made.parts = tuple(map(model.get_submodule, dict.fromkeys(parts)))
     made.refuse_hooks()
     return made
 

@@ -18,11 +18,16 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from graphreg.ir.convolution_axes import shape_of
+from graphreg.ir.dataflow import has_options_only
 from graphreg.ir.metadata import scope_of
-from graphreg.ir.operations import SUMS, Operations, function_name, is_integer, nodes_in
+from graphreg.ir.operations import SPLITS, SUMS, Operations, function_name, is_integer, is_port, nodes_in
 
 # operations that pick a step of a sequence; such a step is no trunk: W x_t + U h is not residual
 _PICKS = {"select", "unbind"}
+
+# operations that take a part of a value
+_PARTS = {"getitem", "__getitem__", "narrow", "select", *SPLITS}
 
 # in the names of operations that combine positions without weights
 _MIXERS = ("pool", "fft")
@@ -70,7 +75,7 @@ def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx
         if node.op == "placeholder":
             known = node.meta.get("value")
             is_signal = not isinstance(known, tuple) or bool(known[1].is_floating_point)
-        elif node in sizes or node.op in ("get_attr", "output") or is_integer(node):
+        elif node in sizes or node.op in ("get_attr", "output") or is_integer(node) or has_options_only(node):
             is_signal = False
         else:
             is_signal = node in products or not found.isdisjoint(node.all_input_nodes)
@@ -143,7 +148,7 @@ class _Finder:
                 tried = {branch: self._trunk(node, trunk, branch) for trunk, branch in ((one, two), (two, one))}
                 trunks = {branch: trunk for branch, trunk in tried.items() if trunk}
             else:
-                trunks = self._of_several(summands)
+                trunks = self._of_several(node, summands)
             if trunks:
                 self.branches.update(trunks)
                 self.residual.add(node)
@@ -171,7 +176,7 @@ class _Finder:
                 return []
         return list(summands)
 
-    def _of_several(self, summands: Sequence[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    def _of_several(self, node: fx.Node, summands: Sequence[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
         """Return the branches of a sum of several values, each with the nodes of the trunk.
 
         The trunk is the summand that was computed first. Views and dropout at the end of a
@@ -182,6 +187,8 @@ class _Finder:
             return {}
         first = min(peeled, key=lambda summand: self.order[peeled[summand][-1]])
         trunk = peeled[first][-1]
+        if not self._may_be_trunk(peeled[first], node):
+            return {}
 
         branches = {}
         for other in summands:
@@ -190,7 +197,8 @@ class _Finder:
             before = self._before(other, self.order[trunk])
             # a product or more on the way from the trunk makes a summand a branch; without one, it
             # is another trunk
-            if trunk in before and any(each in self.products for each in _from(trunk, before)):
+            is_branch = trunk in before and any(each in self.products for each in _from(trunk, before))
+            if is_branch and not self._reads_other_parts(peeled[first], before):
                 branches[other] = peeled[first]
         return branches
 
@@ -203,17 +211,31 @@ class _Finder:
         chain = self._chain(summand, scope_of(node))
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
-        if way is None:
+        if way is None or self._reads_other_parts(chain.nodes, before) or not self._may_be_trunk(chain.nodes[: way + 1], node):
             return ()
         between = _from(chain.nodes[way], before)
         passed = sum(each in self.products for each in chain.nodes[:way])
         inside = way < chain.direct or all(_is_within(scope_of(each), scope_of(node)) for each in between)
         is_branch = inside and sum(each in self.products for each in between) > passed
+        # no block: two convolutions that read from blocks of one trunk, as those of WaveNet's sum of skips
+        summed = (operand for each in self.residual.intersection(between) for operand in self._operands(each))
+        is_branch = is_branch and (way < chain.direct or {chain.nodes[way], *between}.issuperset(summed))
         # the branch of a block that mixes positions without weights: ``x + scale(pool(x) - x)``
         is_branch = is_branch or (way < chain.direct and not passed and any(map(self._mixes, between)))
         # ``W x + B A x`` is one layer with a change of low rank, as of LoRA
         is_branch = is_branch and not (passed and all(map(self._is_linear, between)))
         return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
+
+    def _may_be_trunk(self, chain: Sequence[fx.Node], node: fx.Node) -> bool:
+        """Return whether a summand may be a trunk: it has a gradient, and is not repeated, as a mean that was subtracted before."""
+        shapes = {shape_of(chain[0]), shape_of(node)} - {None}
+        return len(shapes) < 2 and not any(function_name(each) == "detach" for each in chain)
+
+    def _reads_other_parts(self, chain: Sequence[fx.Node], before: Sequence[fx.Node]) -> bool:
+        """Return whether a chain and the other summand take different parts of their common value, as a layer's share of a condition."""
+        way = next(i for i, each in enumerate(chain) if each in before)
+        readers = [*chain[max(way - 1, 0) : way], *(each for each in before if chain[way] in each.all_input_nodes)]
+        return way > 0 and all(is_port(each, self.operations) or function_name(each) in _PARTS for each in readers)
 
     def _mixes(self, node: fx.Node) -> bool:
         """Return whether an operation without weights combines positions: a pooling, or a Fourier transform."""

@@ -99,6 +99,8 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
 def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Node, Channels]) -> dict[fx.Node, Channels]:
     """Return the channels of values that a convolution reads and that none has made, such as tokens whose axes were permuted.
 
+    So are those that have the channels on several axes, as behind a convolution whose groups are the examples.
+
     Where the last axis has the units of a layer that made the value, nothing is sure: such a
     convolution may mix positions.
 
@@ -115,7 +117,8 @@ def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Nod
         shape = shape_of(read)
         rank = dims + 2 if shape is None else len(shape)
         channels = Channels(rank, (rank - 1 - dims,))
-        found |= {each: channels for each in _alike_before(read, channels, operations) if each not in known}
+        unclear = [each for each in _alike_before(read, channels, operations) if each not in known or len(known[each].axes) > 1]
+        found |= dict.fromkeys(unclear, channels)
     return found
 
 
@@ -126,7 +129,8 @@ def _alike_before(value: fx.Node, channels: Channels, operations: Operations) ->
     alike = [value]
     for each in alike:
         for operand in nodes_in((each.args, each.kwargs)):
-            is_new = operand not in alike and operand.op != "get_attr" and len(shape_of(operand) or range(channels.rank)) == channels.rank
+            shape = shape_of(operand)
+            is_new = operand not in alike and operand.op != "get_attr" and (shape is None or len(shape) == channels.rank)
             if is_new and channels_of(each, operations, {operand: channels}) == channels:
                 if _has_units_last(operand, operations):
                     return []

@@ -30,11 +30,16 @@ def without_derivative(graph: fx.Graph) -> set[fx.Node]:
     for node in graph.nodes:
         if node.target is gradients_switched:
             is_off = node.args[0] is False
-        name = function_name(node)
-        has_options_only = name.endswith("_like") or name.startswith("new_")
-        if node.op != "get_attr" and (is_off or is_integer(node) or name in ("detach", "detach_") or has_options_only):
+        stops = is_integer(node) or function_name(node) in ("detach", "detach_") or has_options_only(node)
+        if node.op != "get_attr" and (is_off or stops):
             stopped.add(node)
     return stopped
+
+
+def has_options_only(node: fx.Node) -> bool:
+    """Return whether a tensor has the shape and options of another one, and none of its values, such as ``torch.zeros_like(x)``."""
+    name = function_name(node)
+    return name.endswith("_like") or name.startswith("new_") or name == "new"
 
 
 def reached(

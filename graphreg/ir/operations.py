@@ -94,7 +94,7 @@ def is_scale(module: nn.Module, own: str) -> bool:
     """Return whether a parameter is a vector that is shaped for broadcasting, such as a layer scale [d, 1, 1], and no kernel.
 
     A kernel of such a shape is called ``weight``, and its module has no other parameter of its shape. ``torch.nn.utils.weight_norm`` calls
-    the lengths of a weight's rows ``weight_g``, and its parametrization calls them ``original0``.
+    the lengths of a weight's rows ``weight_g`` and their directions ``weight_v``, and its parametrization ``original0`` and ``original1``.
 
     Args:
         module: The module that owns the parameter.
@@ -106,6 +106,8 @@ def is_scale(module: nn.Module, own: str) -> bool:
         return False
     if len(shape) <= 2:
         return own == "original0" or own.endswith("_g")
+    if own == "original1" or own.removesuffix("_v") + "_g" in shapes:
+        return False
     return "weight" not in own or own.endswith("_g") or shape in shapes.values()
 
 

@@ -14,7 +14,7 @@ from graphreg.ir.batch_norms import batch_norms_fed
 from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
 from graphreg.ir.convolution_axes import Channels, channels_of, read_channels
-from graphreg.ir.dataflow import without_derivative
+from graphreg.ir.dataflow import has_options_only, without_derivative
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
 from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
@@ -201,7 +201,7 @@ class _Judge:
         if is_integer(node):
             self.integers.add(node)
 
-        tensors = [n for n in node.all_input_nodes if n not in self.sizes]
+        tensors = [n for n in node.all_input_nodes if n not in self.sizes and not has_options_only(node)]
         data = [n for n in tensors if n in self.data or n in self.filled]
         of_weights = any(n in self.weights for n in tensors)
         is_drawn = is_random(node) and not of_weights and not self.operations.is_dropout(node)
@@ -212,7 +212,10 @@ class _Judge:
 
         is_product = bool(data) and (self.operations.is_product(node) or acts_as_opaque(node))
         if is_product and (node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)):
-            self.hidden.update(origin for n in data if (origin := self._origin(n)) in self.deep)
+            # a model may compute the kernel, which is no value that a layer reads
+            has_kernel = node.op == "call_function" and function_name(node).startswith(("conv", "linear")) and len(node.args) > 1
+            kernel = node.args[1] if has_kernel else node.kwargs.get("weight")
+            self.hidden.update(origin for n in data if n is not kernel and (origin := self._origin(n)) in self.deep)
             self.products.add(node)
             self.deep.add(node)
             # an embedding's input is indices, in whatever dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, ClassVar
 
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, listed, shown, warn
@@ -497,8 +497,8 @@ def _sequences(traced: Traced, regularizer: Regularizer, matched: Mapping[Site, 
     if "steps" in regularizer.takes or ("counted" in regularizer.takes and regularizer.engine_options.lengths is not None):
         chosen = {**sequences(matched, regularizer, traced.values, traced.operations, traced.graphs)}
     elif isinstance(regularizer, Splice) and regularizer.on == "values":
-        of_site = partial(splice_steps, regularizer=regularizer, values=traced.values, operations=traced.operations, graphs=traced.graphs)
-        chosen = {site: (text, of_site(site)) for site, text in matched.items()}
+        steps = splice_steps(matched, regularizer, traced.values, traced.operations, traced.graphs)
+        chosen = {site: (text, steps[site]) for site, text in matched.items()}
     else:
         chosen = {site: (text, None) for site, text in matched.items()}
     # The backend checks the edits that are left, without those that acted in another graph.

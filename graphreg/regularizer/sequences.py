@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -201,6 +201,10 @@ class _Calls:
         """The node of each site, in the first graph that has it."""
         return {name: node for graph in reversed(self.graphs) for name, node in site_nodes(graph, self.operations).items()}
 
+    def known_time_axis(self, site: Site) -> int | None:
+        """Return the axis of time of a value that is no output of a recurrent layer; None if it is not known."""
+        return self.attended(site) or (1 if site.is_map else self.time_axis(site))
+
     def attended(self, site: Site) -> int | None:
         """Return the axis of time of the output of an attention, or of a value with its axes; None if the value is none of them."""
         node, operations = self.nodes.get(site.name), self.operations
@@ -320,8 +324,9 @@ class _Calls:
     def _stacks_sequences(self, node: fx.Node) -> bool:
         """Return whether the value is a stack of values of three or more axes, along an axis before that of time."""
         items = list(nodes_in((node.args[:1], node.kwargs.get("tensors"))))
-        is_stack = function_name(node) == "stack" and _stack_axis(node) in (0, 1)
-        return is_stack and any(len(shape_of(i) or ()) > 2 or isinstance(self.operations.module(self._source(i)), nn.RNNBase) for i in items)
+        if function_name(node) != "stack" or _stack_axis(node) not in (0, 1):
+            return False
+        return any(len(shape_of(i) or ()) > 2 or isinstance(self.operations.module(self._source(i)), nn.RNNBase) for i in items)
 
     def _source(self, node: fx.Node) -> fx.Node:
         """Return the call that returned a tuple of which the node is an item; the node itself if it is no item."""
@@ -422,22 +427,26 @@ def _regrouped(node: fx.Node) -> list[fx.Node]:
     return list(nodes_in(node.args))[:1] if function_name(node) in _REGROUP else []
 
 
-def splice_steps(site: Site, regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs) -> Steps | None:
-    """Return how a splice reads the value of a site as a sequence; None if the splice uses neither the axis of time nor that of the batch.
+def splice_steps(
+    sites: Iterable[Site], regularizer: Any, values: Sequence[Site], operations: Operations, graphs: ModeGraphs
+) -> dict[Site, Steps | None]:  # fmt: skip
+    """Return, for each site, how a splice reads its value as a sequence; None if the splice does not use the axis of time.
 
     Raises:
-        RegularizerError: The splice needs the axis of time, and the value is no sequence, as far as
-            its shape is known.
+        RegularizerError: The splice needs the axis of time, and a value is no sequence, as far as its shape is known. Or the splice
+            would take the axis of time for that of the examples.
     """
-    options = regularizer.engine_options
-    if not (options.lengths is not None and "lengths" in regularizer.takes) and not {"time", "batch"}.intersection(options.share_axes):
-        return None
-    calls = _Calls(values, operations, graphs)
-    steps = _steps(site, [], None, calls, regularizer)
-    if "time" in options.share_axes:
-        _require(site, steps, regularizer)
-        _require_time(site, steps, regularizer, calls)
-    return steps
+    options, calls = regularizer.engine_options, _Calls(values, operations, graphs)
+    uses_time = (options.lengths is not None and "lengths" in regularizer.takes) or {"time", "batch"}.intersection(options.share_axes)
+    found = dict[Site, Steps | None]()
+    for site in sites:
+        if getattr(regularizer, "batch_axis", None) == 0:
+            _require_batch(site, regularizer, calls)
+        found[site] = _steps(site, [], None, calls, regularizer) if uses_time else None
+        if "time" in options.share_axes and (steps := found[site]):
+            _require(site, steps, regularizer)
+            _require_time(site, steps, regularizer, calls)
+    return found
 
 
 def _port(label: Label) -> Port:
@@ -472,13 +481,13 @@ def _steps(site: Site, steps: Sequence[Site], named: Port | None, calls: _Calls,
         return Steps(_layer_axis(site, regularizer), (), True, lengths)
     # [batch, heads, time, size]. Axis 1 may be the default; whoever means it writes it as a negative number.
     if axis == 1:
-        known, dims = calls.attended(site) or (1 if site.is_map else calls.time_axis(site)), len(site.shape or (0, 0, 0))
+        known, dims = calls.known_time_axis(site), len(site.shape or (0, 0, 0))
         if known is None and (dims > 2 or "batch" in regularizer.engine_options.share_axes):
             option, other = ("time_axis", 1 - dims) if hasattr(regularizer, "time_axis") else ("share_axes", 1)
             raise RegularizerError(
                 f"{type(regularizer).__name__} at {site.name}: a layer of [time, batch, ...] or a stack is near this value, and "
-                f"operations between them may change the axes, so it is not known which axis is time. Give its number: {option}=0 if axis 0 "
-                f"is, {option}={other} if axis 1 is."
+                "operations between them may change the axes, so it is not known which axis is time. Give its number: "
+                f"{option}=0 if axis 0 is, {option}={other} if axis 1 is."
             )
         axis = 1 if known is None else known
     return Steps(axis, lengths=lengths, hint=_hint(site, calls, splice="time" in regularizer.engine_options.share_axes))
@@ -536,6 +545,23 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
         steps.require((len(steps.calls), *shapes[0]) if steps.calls else shapes[0], who)
 
 
+def _require_batch(site: Site, regularizer: Any, calls: _Calls) -> None:
+    """Raise RegularizerError if axis 0, the default of ``batch_axis``, may be the axis of time."""
+    axis = ("time first", "batch first").index(site.sequence) if "first" in site.sequence else calls.known_time_axis(site)
+    if axis:
+        return
+    who, dims = f"{type(regularizer).__name__} at {site.name}", len(site.shape or (0, 0, 0))
+    if axis == 0:
+        raise RegularizerError(
+            f"{who}: axis 0 of this value is time, because a layer of [time, batch, ...] reads it or has made it, and batch_axis=0 would "
+            f"take its steps for examples. Give batch_axis=1; if axis 0 has the examples nevertheless, give batch_axis={-dims}."
+        )
+    raise RegularizerError(
+        f"{who}: a layer of [time, batch, ...] or a stack is near this value, and operations between them may change the axes, so it is "
+        f"not known which axis has the examples. Give its number: batch_axis={-dims} if axis 0 has them, batch_axis=1 if axis 1 has."
+    )
+
+
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:
     """Raise RegularizerError if time would be axis 1 of a value that comes from a convolution, where axis 1 is channels."""
     if steps.calls or site.sequence or steps.axis != 1 or not (site.is_map or calls.convolution_behind(site)):
@@ -545,6 +571,8 @@ def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> 
     by = made_by or nearest(node, lambda each: spatial_dims(each, operations), lambda each: each.users)
     name = "" if by is None else str(by.target) if operations.module(by) is not None else function_name(by)
     comes = f"the value {'comes from' if made_by else 'goes to'} a convolution ({name}), so its axis 1 is channels"
+    if by is None:
+        comes = "the value comes from a batch norm or group norm, whose axis 1 is channels"
     axes = " or ".join(str(axis) for axis in range(2, 2 + dims))
     if not hasattr(regularizer, "time_axis"):
         raise RegularizerError(

@@ -61,7 +61,7 @@ def arguments(example_inputs: Any, called: str = "example_inputs") -> Arguments 
         # A number of numpy cannot change, and is specialized as a number of Python is.
         is_number = any(base.__module__ == "numpy" and base.__name__ == "generic" for base in type(value).__mro__)
         if hasattr(value, "__array__") and not isinstance(value, torch.Tensor) and not is_number:
-            raise TraceError(f"{called} carry an array that is not a tensor. Convert it with torch.as_tensor.")
+            raise TraceError("the inputs carry an array that is not a tensor. Convert it with torch.as_tensor.")
     return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
 
 

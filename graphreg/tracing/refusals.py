@@ -56,7 +56,7 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
     return (
         f"{begin} ({why}). Give example_inputs, a tensor, a tuple or a dict of the arguments of {forward_text(model)}. With them, graphreg "
         "also tries torch.export, which can trace more than torch.fx (unless front_end='symbolic'). If the step branches on a shape, the "
-        "trace takes their branch, and the graph asserts that each call takes the same branch. If example_inputs do not help, "
+        "trace takes the branch of the example_inputs, and the graph asserts that each call takes it. If this does not help, "
         f"m{step}"
     )
 

@@ -121,11 +121,11 @@ def decided_attribute(value: Any, name: str, expected: bool) -> None:
 
 @has_side_effect
 def decided_flag(value: Any, expected: bool, name: str) -> None:
-    """Raise unless ``requires_grad`` of a parameter has the value that it had when the model was traced."""
+    """Raise unless ``requires_grad`` of a parameter or an input has the value that it had when the model was traced."""
     if value != expected:
         raise OtherInputs(
             f"the model's forward reads {name}.requires_grad and branches on it. It was {expected} when the model was traced, and is "
-            f"{value} now. Freeze or unfreeze parameters first, then regularize."
+            f"{value} now. Freeze or unfreeze parameters first, then regularize; of an input, give example_inputs like those of the call."
         )
 
 
@@ -422,21 +422,22 @@ class DecisionTracer(fx.Tracer):
     def requires_grad_of(self, parameter: torch.nn.Parameter) -> bool:
         """Return whether a parameter requires gradients. The graph asserts the answer."""
         node: Any = self.create_arg(parameter)
-        return bool(self._asserted_flag(self._add_unnamed(getattr, node, "requires_grad"), parameter))
+        return self._asserted_flag(self._add_unnamed(getattr, node, "requires_grad"), parameter)
 
-    def _asserted_flag(self, node: fx.Node, parameter: Any) -> bool:
+    def _asserted_flag(self, node: fx.Node, tensor: torch.Tensor) -> bool:
         """Make the graph assert the value of a node that reads ``requires_grad``, and return the value."""
-        self._add_unnamed(decided_flag, node, parameter.requires_grad, str(node.all_input_nodes[0].target))
-        return bool(parameter.requires_grad)
+        read = node.all_input_nodes[0]
+        self._add_unnamed(decided_flag, node, tensor.requires_grad, str(read.target if read.op == "get_attr" else read))
+        return tensor.requires_grad
 
     def _answer(self, obj: fx.Proxy, kinds: tuple[type, ...], refuse: Callable[[], Any]) -> Any:
         """Return the value that a proxy has for the examples; the graph asserts it. Call ``refuse`` if it is unknown or of another type."""
         if _reads_flag(obj.node):
             source: Any = obj.node.args[0]
             owner, _, name = str(source.target).rpartition(".")
-            read = self.root.get_submodule(owner)._parameters.get(name) if source.op == "get_attr" else None
-            # Whether a value that is no parameter requires gradients depends on the call.
-            return refuse() if read is None else self._asserted_flag(obj.node, read)
+            read = self.root.get_submodule(owner)._parameters.get(name) if source.op == "get_attr" else self.known(source)
+            # whether another value requires gradients depends on more than the inputs
+            return self._asserted_flag(obj.node, read) if isinstance(read, torch.Tensor) else refuse()
         value = self._value(obj.node)
         if not isinstance(value, kinds):
             return refuse()

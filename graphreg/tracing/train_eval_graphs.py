@@ -101,7 +101,8 @@ def trace_each_mode(
     for mode, traced in zip((True, False), graphs, strict=False):
         own = [path for path in read[mode] if path and path not in readers]
         branching, literals = _own_modes(model, mode, traced, own, parts, trace, follow)
-        literals |= differing
+        # a node that is no site has a number for a name, which may be that of another node in the other graph
+        literals |= {name: pairs for name, pairs in differing.items() if not name.startswith(":")}
         among = {**_readers_themselves(model, literals, [traced], mode_reads), **owners}
         # after ``train()`` or ``eval()`` all submodules have the mode of the model
         set_apart = apart if mode == model.training else set()

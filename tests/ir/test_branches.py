@@ -346,3 +346,71 @@ def test_each_trunk_by_its_first_value() -> None:
         return y
 
     assert trunks(Model(two)) == {"x": "x", "c": "c", "add": "x"}
+
+
+class Conditioned(nn.Module):
+    """As in WaveGlow: each layer adds its part of a condition, and gives a part to the trunk and a part to a sum of skips."""
+
+    def __init__(self, chunks: bool) -> None:
+        super().__init__()
+        self.start, self.condition, self.end, self.chunks = nn.Conv1d(2, 4, 1), nn.Conv1d(3, 16, 1), nn.Conv1d(4, 2, 1), chunks
+        self.inner, self.both = (nn.ModuleList(nn.Conv1d(4, 8, 1) for _ in range(2)) for _ in range(2))
+
+    def forward(self, x: Tensor, given: Tensor) -> Any:
+        x, condition = self.start(x), self.condition(given)
+        skips = torch.zeros_like(x)
+        for i in range(2):
+            part = condition.chunk(2, 1)[i] if self.chunks else condition[:, 8 * i : 8 * i + 8]
+            h = self.inner[i](x) + part
+            more = self.both[i](torch.tanh(h[:, :4]) * torch.sigmoid(h[:, 4:]))
+            x, skips = x + more[:, :4], skips + more[:, 4:]
+        return self.end(skips), x
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_parts_of_a_condition_are_no_trunk(chunks: bool) -> None:
+    model, inputs = Conditioned(chunks), (torch.randn(2, 2, 5), torch.randn(2, 3, 5))
+    traced = graphreg.trace(model, inputs)
+    (graph,) = traced.graphs.values()
+    branches = found(model, inputs)
+    of_both = [node for node in graph.nodes if node.op == "call_function" and "both" in str(node.args[0])]
+    assert branches == [node.name for node in of_both if node.args[1][1].start is None] and len(branches) == 2
+
+
+class Skips(nn.Module):
+    """As in WaveNet: the sum of what each block's second convolution reads from the trunk is no residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.back, self.skip = (nn.ModuleList(nn.Conv1d(2, 2, 1) for _ in range(3)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        skips: Any = 0
+        for inner, back, skip in zip(self.inner, self.back, self.skip, strict=True):
+            h = torch.tanh(inner(x))
+            x, skips = back(h) + x, skips + skip(h)
+        return skips, x
+
+
+def test_a_sum_of_skips_is_not_residual() -> None:
+    assert found(Skips(), torch.randn(2, 2, 5)) == ["back.0", "back.1", "back.2"]
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_mean_that_is_added_again_is_no_trunk(detached: bool) -> None:
+    """As in reversible instance normalization."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        mean = mean.detach() if detached else mean
+        h = m.a(x - mean)
+        y: Tensor = h + m.c(F.relu(m.b(h))) + mean
+        return y
+
+    assert found(Model(forward), torch.randn(2, 6, 4)) == ["c"]
+    if detached:
+        assert found(Model(forward)) == ["c"]
+
+
+def test_a_cropped_or_thinned_trunk_is_one() -> None:
+    assert found(Model(lambda m, x: x[:, ::2] + m.a(x)[:, 1::2]), torch.randn(2, 6, 4)) == ["getitem_1"]

@@ -203,3 +203,39 @@ def test_time_is_not_where_a_convolution_reads_its_channels() -> None:
         graphreg.regularize(model, locked_dropout={"weight": 0.5, "pattern": "mul"})
     plan = graphreg.plan(graphreg.trace(model), graphreg.build("channel_dropout", weight=0.5))
     assert [edit.site.name for edit in plan.of("channel_dropout")] == ["mul"]
+
+
+class FastFusion(nn.Module):
+    """As in EfficientDet: a sum of maps, weighted by elements of a parameter, which have no axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.w, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(2)), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        w = self.w.relu()
+        w = w / (w.sum() + 1e-4)
+        return self.out(w[0] * self.a(x) + w[1] * self.b(x))
+
+
+class PerExample(nn.Module):
+    """A convolution whose groups are the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.weights, self.out = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 8 * 3)), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        batch, channels, height, width = x.shape
+        kernels = (self.kernels(x.mean((2, 3))) @ self.weights).view(batch * 8, 3, 1, 1)
+        y = nn.functional.conv2d(x.reshape(1, batch * channels, height, width), kernels, groups=batch)
+        return self.out(torch.sigmoid(y.view(batch, 8, height, width)))
+
+
+def test_scalars_and_examples_as_groups() -> None:
+    x = torch.randn(2, 3, 5, 5)
+    sites = {site.name: site for site in graphreg.trace(FastFusion(), x).values}
+    assert sites["add_1"].channels == 1 and sites["getitem"].channels is None
+    sites = {site.name: site for site in graphreg.trace(PerExample(), x).values}
+    assert sites["sigmoid"].channels == 1 and sites["sigmoid"].is_map
+    assert "hidden" not in {site.role for site in sites.values() if site.name.startswith("view")}  # a kernel is no value that a layer reads

@@ -52,3 +52,33 @@ def test_a_draw_is_data(start: Start, inputs: Any) -> None:
 @pytest.mark.parametrize("start", CONSTANTS.values(), ids=CONSTANTS)
 def test_a_constant_is_none(start: Start) -> None:
     assert "relu" not in hidden(start, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_an_initial_state_is_a_constant(new: bool) -> None:
+    """Also if it has the dtype and device of a value, and so reads it."""
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.inner, self.state, self.out = nn.Embedding(9, 4), nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            e = self.table(x)
+            h = e.new_zeros(len(x), 3) if new else torch.zeros(len(x), 3)
+            for t in range(2):
+                h = torch.tanh(self.inner(e[:, t]) + self.state(h))
+            y: Tensor = self.out(h)
+            return y
+
+    module = graphreg.regularize(Cell(), hidden_l2=1.0, example_inputs=torch.ones(3, 2, dtype=torch.long))
+    assert graphreg.report(module).regularizers[0].sites == ("table", "tanh", "tanh_1")
+
+
+@pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_the_directions_of_one_input_channel_are_weights(normalize: Callable[..., nn.Module]) -> None:
+    """They have the shape of the lengths, [16, 1, 1]."""
+    model = nn.Sequential(normalize(nn.Conv1d(1, 16, 1)), nn.Conv1d(16, 2, 1))
+    sites = graphreg.report(graphreg.regularize(model, weight_l2=0.1)).regularizers[0].sites
+    assert sites in (("0.weight_v", "1.weight"), ("0.parametrizations.weight.original1", "1.weight"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,6 +111,56 @@ def test_the_residual_sum_is_its_trunk_where_the_branch_is_dropped() -> None:
     dropped = torch.isclose(y, left, atol=1e-5).all(1)
     assert 16 < int(dropped.sum()) < 48
     torch.testing.assert_close(y, torch.where(dropped[:, None], left, kept))
+
+
+class Recommender(nn.Module):
+    """As SASRec: attention of [time, batch, units] between layers of [batch, time, units]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.LayerNorm(4), nn.MultiheadAttention(4, 2)
+        self.mix = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        h = self.norm(x)
+        h = (h + self.attend(h, x, x)[0]).transpose(0, 1)
+        y: Tensor = h + self.mix(h)
+        return y
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(3, 5, 4)])
+def test_steps_are_not_taken_for_examples(example: Tensor | None) -> None:
+    model, x = Recommender(), torch.randn(30, 5, 4)
+    told = r"DropPath at attend: axis 0 of this value is time, because a layer of \[time, batch, \.\.\.\] reads it or has made it, .*=-3\."
+    with pytest.raises(graphreg.RegularizerError, match=told):
+        graphreg.regularize(model, drop_path=0.5, example_inputs=example)
+    strengths: dict[str, Any] = {"attend": {"strength": 0.5, "batch_axis": 1}, "mix": 0.5}
+    keep: Any = {"attend": "spliced", "mix": "spliced"}
+    module = graphreg.regularize(model, drop_path=strengths, keep=keep, rng=0, example_inputs=example)
+    values = module(x).values
+    for name, axis in (("attend", 1), ("mix", 0)):
+        dropped = (values[name] == 0).transpose(0, axis).flatten(1)
+        assert 0 < int(dropped.all(1).sum()) == int(dropped.any(1).sum()) < 30
+    layer = nn.TransformerEncoderLayer(4, 2, 8)
+    with pytest.raises(graphreg.RegularizerError, match="DropPath at dropout1: axis 0 of this value is time"):
+        graphreg.regularize(layer, drop_path=0.5, example_inputs=x)
+    assert len(graphreg.report(graphreg.regularize(layer, drop_path={"strength": 0.5, "batch_axis": 1}, example_inputs=x)).sites) == 2
+
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.linear = nn.GRU(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.rnn(x)[0].reshape(-1, 4).view(5, -1, 4)
+            y: Tensor = h + self.linear(h)
+            return y
+
+    with pytest.raises(graphreg.RegularizerError, match="not known which axis has the examples. Give its number: batch_axis=-3 if axis 0"):
+        graphreg.regularize(Viewed(), drop_path=0.5, example_inputs=x)
+    for axis in (-3, 1):
+        graphreg.regularize(Viewed(), drop_path={"strength": 0.5, "batch_axis": axis}, example_inputs=x)
 
 
 def test_modes_and_strength_0() -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import graphreg
 from graphreg.errors import GraphRegError, OtherInputs, TraceError
@@ -727,6 +728,41 @@ class AsksValue(Base):
 def test_whether_a_value_requires_gradients_is_refused(front_end: str | None) -> None:
     with pytest.raises(TraceError):
         regularized(AsksValue(), front_end)
+
+
+class Forces(Base):
+    """The derivative of an energy by positions, which the model prepares itself."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not x.requires_grad:
+            x = x.clone().requires_grad_()
+        return torch.autograd.grad(self.l(x).tanh().sum(), x, create_graph=True)[0]
+
+
+def test_whether_an_input_requires_gradients_is_asserted() -> None:
+    model, x = Forces(), torch.randn(3, 4)
+    for example in (x, x.clone().requires_grad_()):
+        module = graphreg.regularize(model, weight_l2=0.1, example_inputs=example)
+        for each in (x, x.clone().requires_grad_()):
+            if each.requires_grad == example.requires_grad:
+                torch.testing.assert_close(module(each).output, model(each), rtol=0, atol=0)
+            else:
+                with pytest.raises(GraphRegError, match="reads x.requires_grad and branches on it. .* give example_inputs like those"):
+                    module(each)
+    in_place = graphreg.regularize_(copy.deepcopy(model), weight_l2=0.0)
+    for each in (x, x.clone().requires_grad_(), x):
+        torch.testing.assert_close(in_place(each), model(each), rtol=0, atol=0)
+
+
+class Reentrant(Base):
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.l, x, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_checkpoint_that_cuts_the_gradient_is_named() -> None:
+    with pytest.raises(TraceError, match=r"cuts the gradient, such as checkpoint\(use_reentrant=True\) whose inputs need none"):
+        graphreg.regularize(Reentrant(), weight_l2=0.1, example_inputs=torch.randn(3, 4))
 
 
 class AsksCompiling(Base):

@@ -129,6 +129,32 @@ class Actor(nn.Module):
         return action, found.log_prob(action), more
 
 
+class Policy(nn.Module):
+    """Makes its distribution twice, once in one mode alone: what is asked of the second has the names of the first's in the other graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.layer(x)
+        action = Categorical(logits=h).sample() if self.training else h.argmax(-1)
+        return Categorical(logits=h).log_prob(action)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_distribution_that_is_made_in_one_mode(training: bool) -> None:
+    model = Policy().train(training)
+    module = graphreg.regularize(model, weight_l2=0.1, example_inputs=X).train(training)
+    for rows in (2, 5):
+        results = []
+        for each in (model, module):
+            torch.manual_seed(rows)
+            result = each(torch.linspace(0, 1, 3 * rows).view(rows, 3))
+            results.append(getattr(result, "output", result))
+        torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("kind", ["categorical", "normal", "squashed"])
 def test_an_actor_of_reinforcement_learning(kind: str, in_place: bool) -> None:

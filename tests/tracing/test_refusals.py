@@ -61,7 +61,7 @@ def test_of_forgotten_example_inputs() -> None:
     for model, arguments in ((Keywords(), "x, *more"), (nn.LSTM(3, 4), "input, hx=None")):
         says = message(model)
         order = ["cannot be traced symbolically", "Give example_inputs, a tensor, a tuple or a dict", f"forward({arguments})"]
-        order += ["torch.export", "If example_inputs do not help, move that step into a submodule", "torch.fx.wrap", "branch on a constant"]
+        order += ["torch.export", "If this does not help, move that step into a submodule", "torch.fx.wrap", "branch on a constant"]
         places = [says.index(text) for text in order]
         assert places == sorted(places)
         assert says.count("example_inputs") == 2 and "torch.fx docs" not in says and "Proxy docstring" not in says

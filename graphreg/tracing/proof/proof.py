@@ -50,7 +50,7 @@ from graphreg.tracing.proof.copies import copied_call, tensor_copies
 from graphreg.tracing.proof.first_difference import GraphRun, culprit, steps_of_graph, steps_of_model
 from graphreg.tracing.proof.other_sizes import other_sizes
 from graphreg.tracing.proof.surroundings import Generators, comparable_state
-from graphreg.tracing.proof.values import detached_copy, difference, leaves_with_places
+from graphreg.tracing.proof.values import NO_GRADIENT, detached_copy, difference, leaves_with_places
 from graphreg.tracing.reads import not_recorded
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class
 from graphreg.tracing.side_effects.retrace import StatefulForward, model_restored
@@ -368,6 +368,8 @@ class _Trial:
                 return f"the model is not the same from run to run: {unlike}"
             reason = f"in {self.mode} mode, its result is another one from run to run ({unlike}), and that of its graph is not."
             cause = "The forward reads what changes at each call and no name in its code leads to, such as a file or os.environ."
+        if what.endswith(NO_GRADIENT):
+            cause = "Something in the model cuts the gradient, such as checkpoint(use_reentrant=True) whose inputs need none (use False)."
         if self._switches:
             cause = _OWN_SWITCH
         if what.startswith(_RANDOM_STATE):

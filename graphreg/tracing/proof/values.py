@@ -17,6 +17,7 @@ from graphreg.ir.comparison import is_nan
 # in the model: if torch.export traced the model, and for the gradients of parameters that splices
 # replace.
 NEAR = 1e-6
+NO_GRADIENT = "requires a gradient, and does not in the model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _different_facts(expected: Tensor, ours: Tensor) -> str:
         if theirs != mine:
             return f"has {name} {mine}, and {theirs} in the model"
     if expected.requires_grad != ours.requires_grad:
-        return "requires no gradient, and does in the model" if expected.requires_grad else "requires a gradient, and does not in the model"
+        return "requires no gradient, and does in the model" if expected.requires_grad else NO_GRADIENT
     return ""
 
 
