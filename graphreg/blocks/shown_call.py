@@ -121,10 +121,12 @@ class ShownCall:
         """Return the values of the code after hooks, which may have replaced some in their containers."""
         new = list(old)
         try:
-            found = shape.structure.flatten_up_to(now)
+            pairs = list(zip(shape.elements, shape.structure.flatten_up_to(now), strict=True))
         except ValueError:
-            raise GraphRegError(f"{_who(path)} has returned another structure than it got. {_CURE}") from None
-        pairs = list(zip(shape.elements, found, strict=True))
+            pairs = None
+        # a container may also stand where the structure has a single value
+        if pairs is None or any(isinstance(v, (tuple, list, dict)) and v is not _found(e, given, left) for e, v in pairs):
+            raise GraphRegError(f"{_who(path)} has returned another structure than it got. {_CURE}")
         for element, value in pairs:
             if value is not _found(element, given, left) and (index := getattr(element, place)) is not None and not element.fixed:
                 new[index] = value

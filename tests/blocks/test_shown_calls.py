@@ -231,6 +231,7 @@ def test_arguments_that_a_hook_of_the_models_may_replace() -> None:
 REFUSED: dict[str, tuple[Callable[..., Any], bool, str]] = {
     "the passed-on argument": (lambda module, args, output: (output[0], output[1] + 1, output[2]), False, "reads from elsewhere"),
     "the structure of the result": (lambda module, args, output: output[0], False, "another structure"),
+    "a tuple for a value": (lambda module, args, output: ((output[0], 1), *output[1:]), False, "another structure"),
     "the structure of the arguments": (lambda module, args: args[0], True, "another structure"),
     "a buffer": (lambda module, args: (args[0], args[1] * 2), True, "reads from elsewhere"),
 }
