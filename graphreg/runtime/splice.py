@@ -76,7 +76,7 @@ class SpliceRule(DrawingRule):
         is_quick = (
             acts and clock is None and not others  # nothing is to be prepared for the formula: it takes a plain tensor, a weight and noise
             and type(z) is Tensor and z.dtype in WIDE and self.regularizer.takes == _PLAIN_FORMULA
-            and not (self.cuts is None or self.cuts or self.share_axes)
+            and self.cuts == () and not self.share_axes  # ``not`` of a tuple that is not empty breaks a graph of Dynamo
         )  # fmt: skip
         if is_quick:
             in_eager = in_plain_eager() and not compiling()
@@ -262,7 +262,7 @@ def _on_shards(
         raise RegularizerError(f"{splice.description}: the value is a DTensor, and the {what} gets a plain tensor. Leave the site out.")
     from torch.distributed.tensor import DTensor  # noqa: PLC0415  # most processes never need it
 
-    z, distributed = made_whole(z), dict[str, Any](others)
+    z, distributed = made_whole(z), dict(others)  # Dynamo has no dict[str, Any]
     place = shard_window(z)
     require_separable(splice.regularizer, place, splice.description)
     # this rank's parts of the other values, which may be divided in another way
