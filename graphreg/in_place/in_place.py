@@ -126,10 +126,7 @@ def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.M
     If a step fails, the model gets its own class back. ``before``: a copy of the model to compare the graph with; None for no comparison.
     """
     with Changes() as changes, changes:
-        # What undoes the change is registered before the change, and looks here whether all went
-        # well.
-        kept = [False]
-        changes.later(partial(_strip_unless, model, kept))
+        changes.if_raised(partial(strip, model))
         object.__setattr__(model, "__class__", generated_class(model, type(model)))
         model.__dict__[PLACED] = placed
         if (call := arguments(example_inputs)) is not None:
@@ -137,7 +134,6 @@ def _install(model: nn.Module, placed: Placed, example_inputs: Any, before: nn.M
             if before is not None:
                 with bare(model):
                     validate(before, model, placed.current(), example_inputs)
-        kept[0] = True
 
 
 def strip_(model: M) -> M:
@@ -163,11 +159,6 @@ def strip_(model: M) -> M:
         )
     strip(model)
     return model
-
-
-def _strip_unless(model: nn.Module, kept: list[bool]) -> None:
-    if not kept[0]:
-        strip(model)
 
 
 def _check_model(model: nn.Module, penalties: Penalties) -> None:
