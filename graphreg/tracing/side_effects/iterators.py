@@ -39,11 +39,6 @@ class ByteArray(StatePlace):
         self.holder.set(self.key, list(map(ChangingNumber, now)))
         return True
 
-    def prepare_retrace(self) -> Iterator[str]:
-        self.note()
-        if self.after != self.content:
-            yield self.name
-
     def restore(self) -> None:
         if self.read() != self.content:
             self.owner[:] = self.content
@@ -60,10 +55,6 @@ class RandomGenerator(StatePlace):
             return pickle.dumps(source.getstate())
         # numpy's older generators have ``get_state``, its newer ones a bit generator
         return pickle.dumps(source.get_state(legacy=False) if hasattr(source, "get_state") else source.bit_generator.state)
-
-    def prepare_retrace(self) -> Iterator[str]:
-        if self.read() != self.content:
-            yield self.name
 
     def restore(self) -> None:
         if self.read() == self.content:
@@ -92,10 +83,6 @@ class ContextVariable(StatePlace):
     def note(self) -> None:
         self.after = self.read()
 
-    def prepare_retrace(self) -> Iterator[str]:
-        self.note()
-        yield from self.left()
-
     def mark_counters(self) -> bool:
         now = self.read()
         if type(now) not in (int, float) or now is self.after or now is self.content:
@@ -123,15 +110,10 @@ class IteratorPosition(StatePlace):
         """
         self.holder, self.key, self.copied = holder, key, copied
         super().__init__(owner, name)
-        self.after = self.content  # after ``prepare_retrace``: the position in which the forward left it
+        self.after = self.content  # after ``note``: the position in which the forward left it
 
     def read(self) -> Any:
         return _position(self.owner)
-
-    def prepare_retrace(self) -> Iterator[str]:
-        self.after = self.read()
-        if self.after != self.content:
-            yield self.name
 
     def note(self) -> None:
         self.after = self.read()

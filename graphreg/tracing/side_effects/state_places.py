@@ -69,7 +69,8 @@ class StatePlace:
         Raises:
             TraceError: The forward made a change that no graph can make.
         """
-        raise NotImplementedError
+        self.note()
+        yield from self.left()
 
     def restore(self) -> None:
         """Restore the content from before the forward."""
