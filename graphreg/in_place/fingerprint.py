@@ -15,7 +15,6 @@ import enum
 import functools
 import itertools
 import operator
-import sys
 import threading
 import types
 import weakref
@@ -38,7 +37,7 @@ from graphreg.torch_internals.modules import COMPILED_CALL
 from graphreg.torch_internals.torch_modes import without_functions, without_modes
 from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, reads_by_itself
 from graphreg.tracing.side_effects.reachable_state import VIEWS, inside, is_foreign_class, is_installed, is_own, slots
-from graphreg.tracing.side_effects.state_places import content
+from graphreg.tracing.side_effects.state_places import NOTHING, content, own_attributes
 
 _Getter = Callable[[Any], Any]
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -58,7 +57,6 @@ _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
 _FIXED = (tuple, frozenset, torch.Size)  # whose items cannot change, so that their identity says enough
 _LARGE = 1 << 16
 _GUARDS = 4  # for each set of tensors: a guard holds in one kind of autocast, and for one choice of frozen parameters
-_ABSENT = object()
 _OF_OBJECTS = frozenset(dir(object))
 
 
@@ -162,7 +160,7 @@ class _ModelWatch:
             if not is_installed(function.__code__.co_filename):
                 self._add(f"the function {function.__qualname__}", function)
         for kind in code.classes:
-            if not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", "")):
+            if is_own(kind):
                 self._add_class(kind)
         for root in reads.roots:
             if not issubclass(type(root), type):
@@ -445,7 +443,7 @@ class _ModelWatch:
             self._several[_parts_of_partial].append(value)
             self._add(name, value.keywords)
         elif issubclass(kind, types.SimpleNamespace):
-            self._add_contents(name, object.__getattribute__(value, "__dict__"))
+            self._add_contents(name, own_attributes(value))
         elif issubclass(kind, _CONTAINERS):
             self._add_contents(name, value)
         if issubclass(kind, defaultdict):
@@ -456,9 +454,9 @@ class _ModelWatch:
             self._add_class(kind)
             self._say(name, id(kind))
             self._singles[type].append(value)
-        space = _space(value)
+        space = own_attributes(value) or {}
         if self._reads.records(kind):
-            self._add_attributes(value, {} if space is None else space, frozenset(), set(), set())
+            self._add_attributes(value, space, frozenset(), set(), set())
         elif space:
             self._add_contents(name, space)
 
@@ -572,15 +570,6 @@ def _has_data(tensor: Tensor) -> bool:
     return plain and tensor.device.type != "meta" and not tensor.is_conj() and not tensor.is_neg() and bool(tensor.numel())
 
 
-def _space(value: Any) -> dict[str, Any] | None:
-    """Return an object's ``__dict__``; None if it has none."""
-    try:
-        space = object.__getattribute__(value, "__dict__")
-    except (AttributeError, TypeError):
-        return None
-    return space if type(space) is dict else None
-
-
 def _slot(kind: type, name: str) -> Any:
     found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
     return found if type(found) is types.MemberDescriptorType else None
@@ -590,7 +579,7 @@ def _of_slot(slot: Any, owner: Any) -> Any:
     try:
         return slot.__get__(owner)
     except AttributeError:
-        return _ABSENT
+        return NOTHING
 
 
 def _default_dtype(_: None) -> torch.dtype:
@@ -598,7 +587,7 @@ def _default_dtype(_: None) -> torch.dtype:
 
 
 def _current(variable: ContextVar[Any]) -> Any:
-    return variable.get(_ABSENT)
+    return variable.get(NOTHING)
 
 
 def _of_thread(value: threading.local) -> dict[str, Any]:

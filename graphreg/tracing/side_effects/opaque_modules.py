@@ -34,17 +34,7 @@ from graphreg.tracing.side_effects.reachable_state import (
 )
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
-from graphreg.tracing.side_effects.state_places import (
-    REGISTERED,
-    Attributes,
-    Cells,
-    Container,
-    Items,
-    Variables,
-    is_plain,
-)
-
-_NOTHING = object()
+from graphreg.tracing.side_effects.state_places import NOTHING, REGISTERED, Attributes, Cells, Container, Items, Variables, is_plain
 
 
 class FunctionNeeded(BaseException):
@@ -187,7 +177,7 @@ class OpaqueState:
             self._hide(place, name, vars(module)[name])
         # a property, or a default of the class, is no state of the instance
         elif not hasattr(type(module), name):
-            self._hide(place, name, _NOTHING)
+            self._hide(place, name, NOTHING)
 
     def _hide(self, place: Attributes, name: str, value: Any) -> None:
         """Replace a value, unless it can be called. If code reads the replacement, the next trace raises or gives another graph."""

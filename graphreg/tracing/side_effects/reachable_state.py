@@ -134,8 +134,7 @@ def is_own(value: Any) -> bool:
 
 def is_entered(kind: type) -> bool:
     """Return whether the search enters objects of a class: of modules, of the user's own classes, and of some of Python's library."""
-    own = not is_foreign_class(kind) and not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", ""))
-    return own or issubclass(kind, (nn.Module, *OBJECTS))
+    return is_own(kind) or issubclass(kind, (nn.Module, *OBJECTS))
 
 
 def reachable_code(

@@ -58,7 +58,6 @@ from graphreg.tracing.side_effects.state_places import (
     own_attributes,
 )
 
-_UNSET = object()  # stands for the value of a ContextVar that has none
 # to look up exact types, which is quick: a model may have tables of thousands of numbers
 _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
@@ -259,7 +258,7 @@ class Snapshot:
             self.places.append(Memory(value, name))
         elif issubclass(type(value), (bytearray, array.array)):
             self.places.append(ByteArray(value, name, holder, key))
-        elif issubclass(type(value), ContextVar) and value.get(_UNSET) is not _UNSET:
+        elif issubclass(type(value), ContextVar) and value.get(NOTHING) is not NOTHING:
             # a variable that is not set yet cannot be restored
             self.places.append(ContextVariable(value, name))
         elif is_random_generator(value):
