@@ -33,9 +33,9 @@ from graphreg.torch_internals.autograd import version_of
 from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.dynamo import tensor_guard
 from graphreg.torch_internals.functorch import without_transforms
-from graphreg.torch_internals.modules import COMPILED_CALL
+from graphreg.torch_internals.modules import COMPILED_CALL, OWN_ATTRIBUTES
 from graphreg.torch_internals.torch_modes import without_functions, without_modes
-from graphreg.tracing.reads import OWN_ATTRIBUTES, WHOLE, Reads, reads_by_itself
+from graphreg.tracing.reads import WHOLE, Reads, reads_by_itself
 from graphreg.tracing.side_effects.reachable_state import VIEWS, inside, is_foreign_class, is_installed, is_own, slots
 from graphreg.tracing.side_effects.state_places import NOTHING, content, own_attributes
 

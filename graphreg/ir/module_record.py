@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from graphreg.errors import TraceError
 from graphreg.ir.call_structures import CallStructures
+from graphreg.torch_internals.modules import REGISTERED
 
 PREFIX = "graphreg_"  # begins the name of each attribute that graphreg adds
 STATE = "graphreg_state"
@@ -28,7 +29,6 @@ IGNORED = "_ddp_params_and_buffers_to_ignore"  # an attribute that DistributedDa
 _EMPTY = frozenset((*dir(nn.Module()), "_abc_impl"))  # the latter is Python's, of each class that derives from ``abc.ABC``
 # Reserved names that a model may use for values of these types.
 _CARRIED: dict[str, tuple[type, ...]] = {"meta": (dict,), IGNORED: (list, tuple, set)}
-_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def reserved() -> frozenset[str]:
 
 def registered_names(model: nn.Module) -> Iterator[str]:
     """Yield the names of a module's own parameters, buffers and submodules, but not the names of those in its submodules."""
-    for kind in _REGISTERED:
+    for kind in REGISTERED:
         yield from model.__dict__.get(kind, ())
 
 

@@ -23,7 +23,7 @@ from graphreg.ir.metadata import draw_labels, scope_of
 from graphreg.ir.operations import Operations, function_name, is_drop_path
 from graphreg.ir.site import Label, Site
 from graphreg.ir.train_eval import ModeGraphs, choose
-from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.modules import OWN_ATTRIBUTES, forward_hooks
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket, overloads_of, schema_of
 from graphreg.torch_internals.random_state import with_draws_restored
 from graphreg.torch_internals.torch_modes import without_modes
@@ -227,7 +227,6 @@ def _of_module(site: Site, path: str, module: nn.Module) -> NativeDropout | None
     return NativeDropout(site, kind, rate_of(module), path=path, why_not=why_not)
 
 
-_OF_MODULES = frozenset(vars(nn.Module()))
 _tried: WeakKeyDictionary[type, dict[object, bool]] = WeakKeyDictionary()  # by class and options: whether it drops whole examples
 
 
@@ -239,7 +238,7 @@ def try_drop_paths(model: nn.Module) -> None:
 
 def _drops_whole_examples(module: nn.Module) -> bool:
     """Return whether the module does what stochastic depth does. It is tried once for each class and its options, on examples of ones."""
-    own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES and name != "drop_prob"}
+    own = {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES and name != "drop_prob"}
     options = tuple(sorted((name, value) for name, value in own.items() if isinstance(value, (bool, int, float, str))))
     known = _tried.setdefault(type(module), {})
     if len(options) < len(own):

@@ -33,6 +33,8 @@ FORWARD_HOOKS = "_forward_hooks"
 CALL_HOOKS = (FORWARD_HOOKS, "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # The attributes that hold the hooks for saving and loading state. The rewritten module gets copies of the model's hooks.
 STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))  # the attributes that every module has
+REGISTERED = ("_parameters", "_buffers", "_modules")  # the attributes in which a module has what is registered with it
 # The attributes in which a module registers tensors. The rewritten module shares these dicts and sets with the model.
 TENSOR_REGISTRIES = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 COMPILED_CALL = "_compiled_call_impl"  # the attribute that ``module.compile()`` sets; torch neither copies nor pickles it

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from graphreg.ir.contents import compares_identity, parts
 from graphreg.torch_internals.dynamo_marks import skip_frame
-from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.modules import OWN_ATTRIBUTES, forward_hooks
 from graphreg.torch_internals.patching import Changes
 from graphreg.tracing.frames import home_of
 from graphreg.tracing.side_effects.imports import follow_imports
@@ -31,8 +31,6 @@ from graphreg.tracing.side_effects.reachable_state import (
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber
 from graphreg.tracing.side_effects.state_places import content, own_attributes
 
-# the attributes that every module has; none of them is recorded
-OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 WHOLE = "__dict__"  # stands for all attributes of an object
 _NOT_ENTERED = (
     Tensor,

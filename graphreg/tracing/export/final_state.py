@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect
 
 from graphreg.errors import GraphRegError
+from graphreg.torch_internals.modules import REGISTERED
 from graphreg.torch_internals.torch_modes import is_exporting
 from graphreg.tracing.side_effects.reachable_state import is_foreign_class
-from graphreg.tracing.side_effects.state_places import REGISTERED, own_attributes
+from graphreg.tracing.side_effects.state_places import own_attributes
 
 Space = dict[str, Any]
 

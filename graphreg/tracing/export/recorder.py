@@ -34,7 +34,7 @@ from graphreg.torch_internals.autograd import version_of
 from graphreg.torch_internals.export import give_proxy, module_behind, proxy_of, take_module_calls
 from graphreg.torch_internals.fake_tensors import size_decisions, take_assignments
 from graphreg.torch_internals.functorch import in_unwritten_jvp, innermost_transform, is_transform_step, is_wrapped
-from graphreg.torch_internals.modules import has_backward_hooks, has_pre_hooks, leave_mask_unread, parameters_by_name
+from graphreg.torch_internals.modules import REGISTERED, has_backward_hooks, has_pre_hooks, leave_mask_unread, parameters_by_name
 from graphreg.torch_internals.patching import Changes
 from graphreg.torch_internals.random_state import on_seeding
 from graphreg.torch_internals.torch_modes import is_gradient_switch, without_functions, without_modes, without_proxies
@@ -63,7 +63,7 @@ from graphreg.tracing.export.op_record import (
 from graphreg.tracing.export.patches import refuse_untraceable, single_operations
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
 from graphreg.tracing.isinstance_patch import model_globals, number_isinstance
-from graphreg.tracing.side_effects.state_places import REGISTERED, carries_data
+from graphreg.tracing.side_effects.state_places import carries_data
 from graphreg.tracing.symbolic.factory_tape import accessed_attribute
 from graphreg.tracing.tensors import LEFT_IN_TENSORS, SavedTensor, reads_what_is_left, require_own_parameters, tensors_in
 

@@ -20,9 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.modules import OWN_ATTRIBUTES, REGISTERED, forward_hooks
 from graphreg.torch_internals.patching import Changes
-from graphreg.tracing.reads import OWN_ATTRIBUTES
 from graphreg.tracing.side_effects.reachable_state import (
     Assigned,
     ReachableCode,
@@ -34,7 +33,7 @@ from graphreg.tracing.side_effects.reachable_state import (
 )
 from graphreg.tracing.side_effects.snapshot import Snapshot
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue
-from graphreg.tracing.side_effects.state_places import NOTHING, REGISTERED, Attributes, Cells, Container, Items, Variables, is_plain
+from graphreg.tracing.side_effects.state_places import NOTHING, Attributes, Cells, Container, Items, Variables, is_plain
 
 
 class FunctionNeeded(BaseException):

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from graphreg.ir.contents import FOREIGN
-from graphreg.torch_internals.modules import forward_hooks
+from graphreg.torch_internals.modules import REGISTERED, forward_hooks
 from graphreg.torch_internals.operators import CustomOpDef, operator_functions, python_operators
-from graphreg.tracing.side_effects.state_places import OBJECTS, REGISTERED, content, own_attributes
+from graphreg.tracing.side_effects.state_places import OBJECTS, content, own_attributes
 
 # modules whose functions return another value at each call
 _CLOCKS = {"time", "datetime", "uuid", "secrets"}

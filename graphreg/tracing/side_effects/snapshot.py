@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from graphreg.torch_internals.global_state import GlobalState
-from graphreg.torch_internals.modules import modules_by_path
+from graphreg.torch_internals.modules import OWN_ATTRIBUTES, REGISTERED, modules_by_path
 from graphreg.torch_internals.torch_modes import without_functions
 from graphreg.tracing.side_effects.iterators import (
     ByteArray,
@@ -42,7 +42,6 @@ from graphreg.tracing.side_effects.state_places import (
     NOTHING,
     OBJECTS,
     PLAIN,
-    REGISTERED,
     Attributes,
     Cells,
     Container,
@@ -63,7 +62,6 @@ _NUMBERS_AND_TEXT = frozenset(PLAIN)
 _CONTAINERS = frozenset((OrderedDict, dict, list, set, deque))
 _OF_GRADIENTS = frozenset(("backward", "grad", "zero_grad", "step", "clip_grad_norm_", "clip_grad_value_"))  # code that may write into them
 _LONG = 200  # from so many characters on, a name is shortened: a chain may have thousands of objects
-_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 _IMMUTABLE = 1 << 8  # CPython's Py_TPFLAGS_IMMUTABLETYPE, which classes made in C have: no code can set their attributes
 _NOT_ENTERED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
@@ -387,7 +385,7 @@ class Snapshot:
     def left(self) -> list[str]:
         """Return the names of the state that has changed, but not of what every module has. This changes nothing."""
         names = dict.fromkeys(name for place in self._differing() for name in place.left())
-        return [name for name in names if name.rpartition(".")[2] not in _OF_ALL_MODULES]
+        return [name for name in names if name.rpartition(".")[2] not in OWN_ATTRIBUTES]
 
     def note(self) -> None:
         """Note what ``mark_counters`` needs, after a forward that ran on real tensors."""
@@ -436,7 +434,7 @@ class Snapshot:
         noted = [place for place in differing if isinstance(place, (Attributes, Container)) and _is_within_the_model(place)]
         names = [name for place in noted for name in place.left()]
         shown = [name for name in names if not name.rpartition(".")[2].startswith("_tensor_constant")]
-        _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in _OF_ALL_MODULES))
+        _thread.assigned.update(dict.fromkeys(name for name in shown if name.rpartition(".")[2] not in OWN_ATTRIBUTES))
 
     def _restore_registered(self) -> None:
         """Restore parameters, buffers and submodules."""

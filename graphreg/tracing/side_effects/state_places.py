@@ -22,10 +22,10 @@ from graphreg.ir.operations import SIZE_ATTRIBUTES, function_name
 from graphreg.torch_internals.autograd import gradient_hooks, is_plain_data, set_gradient_hooks, storage_number, version_of
 from graphreg.torch_internals.fake_tensors import is_fake
 from graphreg.torch_internals.functorch import is_wrapped
+from graphreg.torch_internals.modules import REGISTERED
 from graphreg.torch_internals.torch_modes import without_modes
 from graphreg.tracing.side_effects.stand_ins import ChangingNumber, StaleValue, changing
 
-REGISTERED = ("_parameters", "_buffers", "_modules")
 PLAIN = (int, float, complex, str, bytes, type(None))
 # classes of Python's library and of torch whose attributes are state
 OBJECTS = (types.SimpleNamespace, threading.local, queue.Queue, UserDict, UserList, ChainMap, Optimizer, LRScheduler)
