@@ -93,9 +93,15 @@ class _Asked:
 
     def __eq__(self, other: object) -> Any:
         """Record a comparison. After the trace, when a cache of a library may hold this value among its keys, compare by identity."""
-        return self is other if getattr(self.tracer, "ended", False) else fx.Proxy.__eq__(self, other)  # type: ignore[attr-defined]
+        return self is other if getattr(self.tracer, "ended", False) else fx.Proxy.__eq__(self, other)
 
     __hash__ = object.__hash__
+
+    def __getattr__(self, k: str) -> Any:
+        return _attribute(self, k)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(_assignment_message(name, "deletes"))
 
     def __dir__(self) -> list[str]:
         return object.__dir__(self) if is_foreign(sys._getframe(1)) else dir(class_of(self))  # type: ignore[return-value]
@@ -124,7 +130,7 @@ class _Asked:
     # ``shape_decisions.py``.
     def __index__(self) -> int:
         value = int(self._concrete("an index", int))
-        self.tracer.index_asked(self.node, sys._getframe(1))  # type: ignore[attr-defined]
+        self.tracer.index_asked(self.node, sys._getframe(1))
         return value
 
     def __int__(self) -> int:
@@ -134,11 +140,11 @@ class _Asked:
         return float(self._concrete("float()", int, float))
 
     def __len__(self) -> int:
-        return int(self.tracer.length(self))  # type: ignore[attr-defined]
+        return int(self.tracer.length(self))
 
     def _concrete(self, what: str, *kinds: type) -> Any:
         """Return the value that results from the example inputs; the graph asserts that each call has this value."""
-        return self.tracer.concrete(self, what, kinds)  # type: ignore[attr-defined]
+        return self.tracer.concrete(self, what, kinds)
 
 
 _OF_DICTS = frozenset(("keys", "values", "items", "get"))
@@ -156,16 +162,10 @@ class AttributeProxy(_Asked, Attribute):
             return getattr(found, self.attr)(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def __getattr__(self, k: str) -> Any:
-        return _attribute(self, k)
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("root", "attr", "_node", *_FIELDS):
             raise AttributeError(_assignment_message(name))
         self.__dict__[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(_assignment_message(name, "deletes"))
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         """Record an in-place operator of a view, such as ``z -= 1`` after ``z = x.mT``; a size or shape has none."""
@@ -220,9 +220,6 @@ class Value(_Asked, fx.Proxy):
             self.tracer.refuse(TypeError(why))  # type: ignore[attr-defined]
         return {}
 
-    def __getattr__(self, k: str) -> Any:
-        return _attribute(self, k)
-
     def __setattr__(self, name: str, value: Any) -> None:
         """Record ``x.requires_grad = True`` as ``x.requires_grad_()``; refuse other attributes, which would be lost with the proxy."""
         if name in _FIELDS:
@@ -232,9 +229,6 @@ class Value(_Asked, fx.Proxy):
             label_site(made.node, scope_of(made.node))
         else:
             raise AttributeError(_assignment_message(name))
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(_assignment_message(name, "deletes"))
 
     # torch.fx defines it for all values, and a tensor has none
     keys = property(lambda self: _attribute(self, "keys"))
