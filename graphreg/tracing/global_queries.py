@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
@@ -100,20 +99,17 @@ class EnvironmentQueries:
         self.mode_reads = ModeReads()
         self._path, self._answers, self._refusal, self._thread = path, answers, refusal, threading.get_ident()
 
-    @contextmanager
-    def intercepted(self, model: nn.Module, places: Iterable[dict[str, Any]]) -> Iterator[None]:
-        """Intercept the queries within the block. ``places``: the global namespaces that have a query among their variables."""
+    def intercept(self, changes: Changes, model: nn.Module, places: Iterable[dict[str, Any]]) -> None:
+        """Intercept the queries until the block of ``changes`` ends. ``places``: the namespaces that have a query among their variables."""
         asking = [
             (place, name, query)
             for place in (vars(torch), vars(torch.compiler), *places)
             for name, query in compress(list(place.items()), map(_ASKED.__contains__, map(id, list(place.values()))))
         ]
-        with Changes() as changes, changes:
-            for place, name, query in asking:
-                changes.put(place, name, self._answering(query))
-            paths = {id(vars(module)): path for path, module in modules_by_path(model, once=True).items()}
-            changes.put(nn.Module, "training", self._training_property(paths))
-            yield
+        for place, name, query in asking:
+            changes.put(place, name, self._answering(query))
+        paths = {id(vars(module)): path for path, module in modules_by_path(model, once=True).items()}
+        changes.put(nn.Module, "training", self._training_property(paths))
 
     def _training_property(self, paths: Mapping[int, str]) -> property:
         """Return a property that replaces ``nn.Module.training`` and records which module reads the mode of another one.

@@ -9,7 +9,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -47,19 +46,16 @@ def model_globals(root: nn.Module) -> Namespaces:
     return _namespaces(_model_code(root))
 
 
-@contextmanager
-def isinstance_answered(places: Iterable[Globals]) -> Iterator[None]:
-    """Within the block, make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values.
+def answer_isinstance(changes: Changes, places: Iterable[Globals]) -> None:
+    """Make ``isinstance``, ``type``, ``callable`` and ``hasattr`` work for traced values, until the block of ``changes`` ends.
 
     They do so in code whose globals are in ``places``. ``isinstance`` also works in ``torch.is_tensor``,
     ``torch.jit.isinstance`` and torch's distributions.
     """
     models = list(places)
     answers = {"isinstance": traced_isinstance, "type": TracedType, "callable": is_callable, "hasattr": has_attribute}
-    with Changes() as changes, changes:
-        for name, function in answers.items():
-            changes.put_into([*models, *((vars(torch), jit_namespace(), *_DISTRIBUTIONS) if name == "isinstance" else ())], name, function)
-        yield
+    for name, function in answers.items():
+        changes.put_into([*models, *((vars(torch), jit_namespace(), *_DISTRIBUTIONS) if name == "isinstance" else ())], name, function)
 
 
 class _AnswersType(type):

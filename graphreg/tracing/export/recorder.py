@@ -117,8 +117,8 @@ class Recorder(TorchFunctionMode):
             note_decisions(patches, lambda: self.is_recording() and not self._ops, self.record.decisions, self._negated)
             places = model_globals(self.model)
             patches.put_into(places.all, "isinstance", number_isinstance)  # a model's own function of this name stays
-            with self.environment.intercepted(self.model, places.asking):
-                yield
+            self.environment.intercept(patches, self.model, places.asking)
+            yield
 
     # Modules
 

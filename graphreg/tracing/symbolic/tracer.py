@@ -55,7 +55,7 @@ from graphreg.tracing.checkpoints import CHECKPOINTS
 from graphreg.tracing.defaults import keep_default, placeholder_default, plain_value
 from graphreg.tracing.frames import caught_here, discards_result
 from graphreg.tracing.global_queries import Answers, EnvironmentQueries
-from graphreg.tracing.isinstance_patch import Namespaces, isinstance_answered, model_globals, recorded_class
+from graphreg.tracing.isinstance_patch import Namespaces, answer_isinstance, model_globals, recorded_class
 from graphreg.tracing.shape_decisions import DecisionTracer, decided, no_singleton
 from graphreg.tracing.side_effects.opaque_modules import FunctionNeeded, function_of, leave_stale_values
 from graphreg.tracing.side_effects.reachable_state import names_in_methods
@@ -233,23 +233,19 @@ class SiteTracer(DecisionTracer):
     @contextmanager
     def _answering(self, root: nn.Module) -> Iterator[None]:
         """Within the block, what the forward asks and calls beside operations is answered or recorded for traced values."""
-        with (
-            Changes() as changes,
-            changes,
-            self._checkpoints_followed(),
-            self._functions_recorded(),
-            self._dtypes_asked(),
-            isinstance_answered(self._places.all),
-            self.environment.intercepted(root, self._places.asking),
-        ):
+        with Changes() as changes, changes:
+            self._follow_checkpoints(changes)
+            self._record_functions(changes)
+            self._record_questions(changes)
+            answer_isinstance(changes, self._places.all)
+            self.environment.intercept(changes, root, self._places.asking)
             instead_of_importing_dynamo(changes, self.require_table)
             take_checks(changes, self.passes)
             take_shapes_of_samples(changes)
             yield
 
-    @contextmanager
-    def _checkpoints_followed(self) -> Iterator[None]:
-        """Run checkpointed functions without the checkpoint, and note the modules that they call.
+    def _follow_checkpoints(self, changes: Changes) -> None:
+        """Run checkpointed functions without the checkpoint, and note the modules that they call, until the block of ``changes`` ends.
 
         These modules become blocks, whose code runs with a checkpoint. A function that does more than call modules raises, so that the
         module that checkpoints it becomes opaque, because a graph would lose the checkpoint.
@@ -276,12 +272,9 @@ class SiteTracer(DecisionTracer):
 
             return end
 
-        with Changes() as changes, changes:
-            through_checkpoints(changes, begin)
-            yield
+        through_checkpoints(changes, begin)
 
-    @contextmanager
-    def _functions_recorded(self) -> Iterator[None]:
+    def _record_functions(self, changes: Changes) -> None:
         """Record some calls with traced values as one node each: those of a ``torch.autograd.Function``, and of opaque functions.
 
         The code of a ``torch.autograd.Function`` runs without gradients, so not here.
@@ -305,7 +298,7 @@ class SiteTracer(DecisionTracer):
 
         def is_recorded(key: str, arguments: Any) -> bool:
             def is_plain(value: Any) -> bool:
-                return isinstance(value, (fx.Proxy, torch.Tensor)) or type(value) in PLAIN
+                return _is_traced(value) or type(value) in PLAIN
 
             given = (*arguments[0], *arguments[1].values())
             return key in self.opaque and is_traced(arguments) and can_be_recorded(given, is_plain)
@@ -314,26 +307,21 @@ class SiteTracer(DecisionTracer):
             if (function := function_of(key)) is not None:
                 record_function(changes, function, self._opaque_call, partial(is_recorded, key))
 
-        with Changes() as changes, changes:
-            changes.put(torch.autograd.Function, "apply", classmethod(apply))
-            for function in functions_of_einops():
-                record_function(changes, function, self._created, is_traced)
-            for key in self.opaque:
-                intercept(key)
-            self.intercept = intercept
-            yield
+        changes.put(torch.autograd.Function, "apply", classmethod(apply))
+        for function in functions_of_einops():
+            record_function(changes, function, self._created, is_traced)
+        for key in self.opaque:
+            intercept(key)
+        self.intercept = intercept
 
-    @contextmanager
-    def _dtypes_asked(self) -> Iterator[None]:
+    def _record_questions(self, changes: Changes) -> None:
         """Record ``torch.finfo(x.dtype)`` and ``torch.iinfo`` of a traced value, which masks of attention ask, as a value of the graph."""
         # torch.fx asks this for each function that it traces. torch lists its functions at the first time, and keeps the list for good:
         # it must not have what replaces them here, which would keep the model.
         is_tensor_method_or_property(torch.finfo)
-        with Changes() as changes, changes:
-            for asked in (torch.finfo, torch.iinfo):
-                changes.put(torch, asked.__name__, recorded_class(asked, partial(self._created, asked)))
-            changes.put(torch, "broadcast_shapes", partial(self._broadcast, torch.broadcast_shapes))
-            yield
+        for asked in (torch.finfo, torch.iinfo):
+            changes.put(torch, asked.__name__, recorded_class(asked, partial(self._created, asked)))
+        changes.put(torch, "broadcast_shapes", partial(self._broadcast, torch.broadcast_shapes))
 
     def _broadcast(self, original: Callable[..., Any], *shapes: Any) -> Any:
         """Record ``torch.broadcast_shapes`` of traced sizes, as a distribution calls it."""
