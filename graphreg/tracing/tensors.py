@@ -43,11 +43,6 @@ class TensorState:
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> TensorState:
-        """Return the present state of a tensor."""
-        return cls.all_of((tensor,))[0]
-
-    @classmethod
     def all_of(cls, tensors: Iterable[Tensor]) -> list[TensorState]:
         """Return the present states of tensors. This is quicker than to ask for each by itself."""
         with without_functions():
@@ -58,11 +53,7 @@ class TensorState:
         """Return the present state of a tensor, within ``without_functions()``."""
         strided = tensor.layout is torch.strided and not is_wrapped(tensor)
         geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)
-        try:
-            key = storage_number(tensor)
-        except (NotImplementedError, RuntimeError):
-            key = id(tensor)
-        return cls(key, geometry, version_of(tensor))
+        return cls(_storage_key(tensor), geometry, version_of(tensor))
 
 
 class SavedTensor:
@@ -86,9 +77,13 @@ class SavedTensor:
 
 def storage_key(tensor: Tensor) -> StorageKey:
     """Return a key of the tensor's storage, or of the tensor itself if it is sparse and has no storage."""
+    with without_functions():
+        return _storage_key(tensor)
+
+
+def _storage_key(tensor: Tensor) -> StorageKey:
     try:
-        with without_functions():
-            return storage_number(tensor)
+        return storage_number(tensor)
     except (NotImplementedError, RuntimeError):
         return id(tensor)
 

@@ -33,6 +33,7 @@ from graphreg.tracing.export.inputs import Inputs
 from graphreg.tracing.export.op_record import AT, DIFFERENTIATES, RECORDED_OP, Built, Made, OpRecord, ReturnedTensors
 from graphreg.tracing.shape_decisions import decided, decided_flag, decided_layout, layout_of
 from graphreg.tracing.symbolic.tuple_items import settle_ports
+from graphreg.tracing.tensors import tensors_in
 
 DROPPED = {"_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}  # they only assert facts about the example
 OPAQUE_REASONS = {
@@ -235,7 +236,7 @@ class Unlifter:
 
     def _label(self, made: fx.Node, scope: str, node: fx.Node) -> None:
         """Label ``made``, the graph's node for torch.export's ``node``. It gets a name if it is a value of the model."""
-        no_tensor = not _tensors(node.meta.get("val")) and made.target is not operator.setitem
+        no_tensor = next(tensors_in(node.meta.get("val")), None) is None and made.target is not operator.setitem
         if no_tensor or node.meta[AT] in self._abandoned or (made.op != "call_module" and self._constants.take(made)):
             label_site(made, scope)
         else:
@@ -358,10 +359,3 @@ def _acts(node: fx.Node) -> bool:
         return True
     asserts = node.target in (decided, decided_flag, decided_layout, assign_buffer, *ASSERTIONS)
     return is_in_place(node) or asserts or name.startswith("_assert")
-
-
-def _tensors(value: Any) -> bool:
-    """Return whether a value is a tensor, or a tuple or list that holds one."""
-    if isinstance(value, (tuple, list)):
-        return any(map(_tensors, value))
-    return isinstance(value, torch.Tensor)

@@ -46,7 +46,7 @@ def settle_factories(graph: fx.Graph, tape: Tape) -> None:
         return
     entries = _needed(tape, chosen.values())
     _refuse_unseen(tape, [t for entry in entries for t in (*entry.tensors, *tensors_in(entry.result))], remade)
-    _refuse(tape, entries, remade)
+    _refuse(tape, entries)
     _FactoryWriter(graph, tape).run([entry for entry in tape.entries if entry in entries], chosen)
     # torch.fx keeps constants as attributes of the model: those that are now made by nodes go
     unread = {node.target for node in chosen} - {node.target for node in graph.nodes if node.op == "get_attr"}
@@ -137,7 +137,7 @@ def _refuse_unseen(tape: Tape, tensors: Iterable[Tensor], remade: set[StorageKey
             )
 
 
-def _refuse(tape: Tape, entries: set[TapeEntry], remade: set[StorageKey]) -> None:
+def _refuse(tape: Tape, entries: set[TapeEntry]) -> None:
     """Raise TraceError if a graph cannot repeat the operation of one of the entries."""
     for entry in entries:
         tensors = [*entry.tensors, *tensors_in(entry.result)]

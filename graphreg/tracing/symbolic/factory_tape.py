@@ -28,7 +28,7 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import PRIVATE_FACTS, PRIVATE_STORAGE, version_of
 from graphreg.torch_internals.functorch import is_wrapped
 from graphreg.torch_internals.fx import value_name
-from graphreg.torch_internals.modules import modules_by_path
+from graphreg.torch_internals.modules import buffers_by_name, modules_by_path, parameters_by_name
 from graphreg.torch_internals.random_state import regions
 from graphreg.tracing.symbolic.proxies import Value
 from graphreg.tracing.symbolic.tape_records import StorageFacts, TapeEntry
@@ -100,9 +100,7 @@ class Tape(TorchFunctionMode):
         for (name, tensor), state in zip(mine, TensorState.all_of(tensor for _, tensor in mine), strict=True):
             self.owned.setdefault(state.key, name)
             self.states[id(tensor)] = tensor, state
-        modules = modules_by_path(root, once=True).values()
-        held = (tensor for module in modules for table in (module._parameters, module._buffers) for tensor in table.values())
-        self.registered = {storage_key(tensor) for tensor in held if tensor is not None}
+        self.registered = set(map(storage_key, (*parameters_by_name(root).values(), *buffers_by_name(root).values())))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
