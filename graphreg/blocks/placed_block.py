@@ -148,12 +148,16 @@ def is_placed(module: nn.Module) -> bool:
     return _calls_of(module) is not None
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside wrappers of activation checkpointing; the module itself if it is no such wrapper."""
+    while (wrapped := checkpoint_wrapped(module)) is not None:
+        module = wrapped
+    return module
+
+
 def unwrapped_block(module: nn.Module) -> nn.Module:
     """Return the placed block inside wrappers of activation checkpointing; ``module`` itself if there is no placed block inside."""
-    inner = module
-    while (wrapped := checkpoint_wrapped(inner)) is not None:
-        inner = wrapped
-    return inner if is_placed(inner) else module
+    return inner if is_placed(inner := unwrapped(module)) else module
 
 
 def scriptable(module: nn.Module) -> nn.Module:

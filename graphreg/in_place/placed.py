@@ -119,7 +119,7 @@ class Placed(InPlaceHost):
 
     def _beside(self, model: nn.Module) -> tuple[Any, ...]:
         """Return why a trace may fail, besides the model: by a selector of ``set_strength``, by modes, or by a hook for all modules."""
-        return self.session.changes, _modes(model), has_users_global_hook()
+        return self.session.changes, [module.training for module in model.modules()], has_users_global_hook()
 
     def _asked(self, blocks: tuple[str, ...]) -> Asked:
         given = self.options
@@ -573,7 +573,3 @@ def _unpickled(
     session.take_strengths(chosen, awaited)
     session.load(state)
     return placed
-
-
-def _modes(model: nn.Module) -> list[bool]:
-    return [module.training for module in model.modules()]

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from graphreg.blocks.block import CALLS, is_sharded
 from graphreg.blocks.homes import inlined
-from graphreg.blocks.placed_block import is_placed, leave, place, place_again, require_own_forward, unwrapped_block
+from graphreg.blocks.placed_block import is_placed, leave, place, place_again, require_own_forward, unwrapped, unwrapped_block
 from graphreg.errors import GraphRegError, NoMatchError, OtherInputs, RegularizerError, TraceError, listed
 from graphreg.in_place.fingerprint import Fingerprint
 from graphreg.in_place.shared_session import SharedSession
@@ -44,7 +44,7 @@ from graphreg.session.hosts import graphs_of, rules_of
 from graphreg.session.strengths import Row
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.autograd import has_saved_tensor_hooks, version_of
-from graphreg.torch_internals.checkpointing import WRAPPED_MODULE, checkpoint_wrapped
+from graphreg.torch_internals.checkpointing import WRAPPED_MODULE
 from graphreg.torch_internals.interpreter import at_rest
 from graphreg.torch_internals.modules import (
     CALL_HOOKS,
@@ -249,7 +249,7 @@ def traced_for(
         fingerprint = Fingerprint(model, reads, _tensors_read(model, traced), traced.opaque_modules, traced.of_opaque)
         decided, whole = _planned(model, example, traced, options, session.has_acted)
         numbers.require_same(decided)
-        chosen = [(path, _unwrapped(model.get_submodule(path))) for path in decided.blocks]
+        chosen = [(path, unwrapped(model.get_submodule(path))) for path in decided.blocks]
         if not (acting := [block for path, block in chosen if not is_placed(block) and _acts_on_calls(model, path, block)]):
             for line in session.follow(model):
                 log.warning(line)
@@ -510,13 +510,6 @@ def _record(module: RewrittenModule) -> ModuleRecord:
     return record
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside wrappers of activation checkpointing; the module itself if it is no such wrapper."""
-    while (wrapped := checkpoint_wrapped(module)) is not None:
-        module = wrapped
-    return module
-
-
 def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
     """Give blocks the class of placed blocks (``place``) if they have a hook or a wrapper, or if ``block.compile()`` was called.
 
@@ -524,7 +517,7 @@ def _place_before_trace(model: nn.Module, selector: Selector | None) -> None:
     """
     if selector is None:
         return
-    modules = {path: _unwrapped(inner) for path, inner in model.named_modules() if WRAPPED_MODULE not in path}
+    modules = {path: unwrapped(inner) for path, inner in model.named_modules() if WRAPPED_MODULE not in path}
     for path in matching_modules(modules, selector):
         if not is_placed(modules[path]) and _acts_on_calls(model, path, modules[path]):
             place(modules[path])
