@@ -62,6 +62,7 @@ from graphreg.tracing.checkpoints import checkpoints_itself
 from graphreg.tracing.export.inputs import spelled_out
 from graphreg.tracing.fake_inputs import arguments
 from graphreg.tracing.proof.proof import NO_INPUTS, Claim, NotTheModel, Proving, accepts, prove
+from graphreg.tracing.proof.surroundings import autocast_again, plainly
 from graphreg.tracing.reads import Reads
 from graphreg.tracing.shape_decisions import DECISIONS, attribute_of, decided, decided_flag
 from graphreg.tracing.trace import FrontEnd, Traced, traced_for_proof
@@ -334,18 +335,7 @@ def _as_it_trains(layers: Sequence[Any], frozen: Sequence[nn.Parameter]) -> Iter
 def _proving(model: nn.Module, options: InPlaceOptions, at_call: bool) -> Proving:
     """Return how graphs of the model are proved: in the modes in which they may run, and with the autocast of the caller."""
     modes = [mode for mode in ("train", "eval") if options.eval_penalties or mode == "train" or not model.training]
-    # Autocast knows no meta device.
-    devices = {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
-    cast = [(device, torch.get_autocast_dtype(device)) for device in sorted(devices) if torch.is_autocast_enabled(device)]
-
-    @contextlib.contextmanager
-    def around() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for device, dtype in cast:
-                stack.enter_context(torch.autocast(device, dtype))
-            yield
-
-    return Proving(modes, around, at_call, eval_runs=options.eval_penalties)
+    return Proving(modes, autocast_again(model), at_call, eval_runs=options.eval_penalties)
 
 
 def prove_later(model: nn.Module, graph: StructureGraph, example: Any, options: InPlaceOptions) -> None:
@@ -550,7 +540,6 @@ def bare(model: nn.Module) -> Iterator[None]:
     runs hooks and wrappers around the graph, so the graph must not contain their operations.
     """
     blocks = [inner for inner in model.modules() if is_placed(inner)]
-    devices = {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
     with Changes() as changes, changes, contextlib.ExitStack() as stack:
         at_rest(changes)
         # The loop changes what ``modules`` walks through.
@@ -560,13 +549,9 @@ def bare(model: nn.Module) -> Iterator[None]:
                     changes.put(inner._modules, name, block)
         for inner in (model, *blocks):
             _put_aside(inner, changes)
-        for device in devices:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(plainly(model))
         if has_saved_tensor_hooks():  # the user's hooks would get tensors of the trace, which have no data
             stack.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
         yield
 
 

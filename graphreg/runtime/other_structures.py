@@ -5,12 +5,10 @@ The model is traced on the side for the call. If that gives the graph that the m
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from graphreg.errors import GraphRegError, OtherInputs, first_line
@@ -21,10 +19,10 @@ from graphreg.torch_internals import pytree
 from graphreg.torch_internals.dynamo_marks import disable
 from graphreg.torch_internals.fake_tensors import fake_mode
 from graphreg.torch_internals.functorch import is_wrapped, transforms
-from graphreg.torch_internals.modules import parameters_by_name
 from graphreg.torch_internals.other_threads import is_compiling
 from graphreg.torch_internals.torch_modes import operator_modes, tracer_here
 from graphreg.tracing.proof.proof import NotTheModel, Proving
+from graphreg.tracing.proof.surroundings import autocast_again, plainly
 from graphreg.tracing.trace import traced_for_call
 
 _INSTEAD = "Regularize the model with example_inputs of this structure, or in place (regularize_), where each structure has a graph."
@@ -82,9 +80,9 @@ def _why_not(
     # The graph takes these numbers as inputs, so the trace must not fix them, either.
     inputs = [name for name, value in writer.by_name(args, kwargs).items() if type(value) in (int, float) and name in structures.inputs]
     title = type(model).__name__
-    proving = Proving(around=_autocast_again(model), at_call=True, asked=structures.proves)
+    proving = Proving(around=autocast_again(model), at_call=True, asked=structures.proves)
     try:
-        with _plainly(model):
+        with plainly(model):
             front_end: Any = structures.front_end
             traced = traced_for_call(model, detached(args, kwargs), front_end, proving, inputs)
     except NotTheModel as error:
@@ -141,33 +139,3 @@ def _is_traced(arguments: Any) -> bool:
         return True
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, (Tensor, fx.Proxy))]
     return any(isinstance(each, fx.Proxy) or is_wrapped(each) for each in tensors)
-
-
-def _devices(model: nn.Module) -> set[str]:
-    return {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
-
-
-@contextlib.contextmanager
-def _plainly(model: nn.Module) -> Iterator[None]:
-    """Within the block, autocast and inference mode are off, as in a trace before the first call."""
-    with contextlib.ExitStack() as stack:
-        for device in _devices(model):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-        yield
-
-
-def _autocast_again(model: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Return a function that gives a context with the autocast that is on now."""
-    on = {device: torch.get_autocast_dtype(device) for device in _devices(model) if torch.is_autocast_enabled(device)}
-
-    @contextlib.contextmanager
-    def around() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for device, dtype in on.items():
-                stack.enter_context(torch.autocast(device, dtype))
-            yield
-
-    return around

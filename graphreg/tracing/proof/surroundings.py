@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from graphreg.torch_internals.modules import plain_transformers, without_cached_weights
+from graphreg.torch_internals.modules import parameters_by_name, plain_transformers, without_cached_weights
 from graphreg.torch_internals.other_threads import alone
 from graphreg.torch_internals.patching import Changes
 
@@ -65,3 +65,34 @@ def comparable_state(model: nn.Module) -> Iterator[Generators]:
         stack.enter_context(torch.enable_grad())
         stack.callback(generators.rewind)
         yield generators
+
+
+def _devices(model: nn.Module) -> set[str]:
+    """Return the types of devices for which a model may run under autocast, which knows no meta device."""
+    return {"cpu", *(p.device.type for p in parameters_by_name(model).values())} - {"meta"}
+
+
+@contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """Within the block, autocast and inference mode are off."""
+    with ExitStack() as stack:
+        for device in _devices(model):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
+
+
+def autocast_again(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """Return a function that gives a context with the autocast that is on now."""
+    on = {device: torch.get_autocast_dtype(device) for device in _devices(model) if torch.is_autocast_enabled(device)}
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with ExitStack() as stack:
+            for device, dtype in on.items():
+                stack.enter_context(torch.autocast(device, dtype))
+            yield
+
+    return around
