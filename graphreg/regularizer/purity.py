@@ -94,8 +94,8 @@ class PurityWatch(TorchDispatchMode):
         out = func(*args, **kwargs)
         if before is not None and before != _generator_states(args, kwargs):
             self._refuse(draw_error(self.regularizer, self._described(name)))
-        inputs = {storage for each in _tensors((args, kwargs)) for storage in _storages(each)}
-        new = {storage for each in _tensors(out) for storage in _storages(each)}
+        inputs = {storage for each in pytree.tree_tensors((args, kwargs)) for storage in _storages(each)}
+        new = {storage for each in pytree.tree_tensors(out) for storage in _storages(each)}
         # torch.tensor(1.) calls lift_fresh on the tensor that it has just made, so the storage of
         # this input is new, too
         self.made |= new if name == "lift_fresh" else new - inputs
@@ -196,10 +196,6 @@ def twice(regularizer: Regularizer, run: Callable[[], Tensor]) -> None:
         raise state_error(regularizer, "called twice with the same arguments, it gives two results")
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [each for each in pytree.tree_leaves(values) if isinstance(each, Tensor)]
-
-
 def _storages(tensor: Tensor) -> list[int]:
     try:
         return [storage_number(tensor)]
@@ -212,7 +208,7 @@ def _written(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     written: list[Tensor] = []
     for i, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            written += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
+            written += pytree.tree_tensors(args[i] if i < len(args) else kwargs.get(argument.name))
     return written
 
 
@@ -224,7 +220,7 @@ def _generator_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[byt
     included, because the formula may seed it in each call, for example for a fixed projection. If
     the formula does not seed it, two calls give different results, which ``twice`` detects.
     """
-    devices = {each.device for each in _tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
+    devices = {each.device for each in pytree.tree_tensors((args, kwargs))} | {torch.device(kwargs.get("device") or "cpu")}
     states = [torch.get_rng_state()]
     states += [torch.get_device_module(device).get_rng_state(device) for device in devices if device.type not in ("cpu", "meta")]
     return [state.numpy().tobytes() for state in states]

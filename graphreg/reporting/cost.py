@@ -192,7 +192,7 @@ class _ForwardPass(fx.Interpreter):
         value = super().run_node(n)
         self.made_by_now(value)
         if isinstance(self.module_of(n), nn.RNNBase):  # cuDNN and oneDNN run the layer as one operator, which saves its outputs
-            for tensor in _tensors(value):
+            for tensor in pytree.tree_tensors(value):
                 self.save(tensor)
         return value
 
@@ -202,7 +202,7 @@ class _ForwardPass(fx.Interpreter):
         return self.fetch_attr(str(node.target)) if node.op == "call_module" else None
 
     def made_by_now(self, value: Any) -> None:
-        for tensor in _tensors(value):
+        for tensor in pytree.tree_tensors(value):
             storage = _storage(tensor)
             maker, _ = self.made.setdefault(storage_number(storage), (self.now, storage))
             self.holders.setdefault(maker, {})[self.now] = None
@@ -250,11 +250,7 @@ def _operations(func: Any, args: Any, kwargs: Any, value: Any) -> int:
         return int(flop_registry[packet](*args, **kwargs, out_val=value))
     if getattr(func, "is_view", False) or packet.__name__ in _FREE:
         return 0
-    return max((tensor.numel() for tensor in (*_tensors(value), *_tensors((args, kwargs)))), default=0)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return max((tensor.numel() for tensor in (*pytree.tree_tensors(value), *pytree.tree_tensors((args, kwargs)))), default=0)
 
 
 def _storage(tensor: Tensor) -> Any:

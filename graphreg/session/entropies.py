@@ -104,7 +104,7 @@ def tensor_of(output: Any, of: Of | None) -> Tensor:
         RegularizerError: There is no such tensor, or there are several.
     """
     if of is None:
-        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        tensors = pytree.tree_tensors(output)
         if len(tensors) == 1:
             return tensors[0]
         raise RegularizerError(

@@ -189,7 +189,7 @@ def outcome(module: nn.Module, run: Any, inputs: Any) -> Outcome:
     for mode in (True, True, False):
         module.train(mode)
         result = run(*args, **kwargs)
-        values.append(_tensors(result))
+        values.append(pytree.tree_tensors(result))
         total = total + weighted(result)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
@@ -199,12 +199,8 @@ def outcome(module: nn.Module, run: Any, inputs: Any) -> Outcome:
 def weighted(result: Regularized) -> Tensor:
     """Return a 0-d tensor that depends on each element of the output and on each penalty: a weighted sum."""
     # Each element has another weight, so that a permutation or a shift of elements shows.
-    outputs = [tensor for tensor in _tensors(result.output) if tensor.is_floating_point()]
+    outputs = [tensor for tensor in pytree.tree_tensors(result.output) if tensor.is_floating_point()]
     return sum((tensor * _numbers(tensor, 3)).sum() for tensor in outputs) + sum(result.penalties.values())  # type: ignore[return-value]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _numbers(like: Tensor, seed: int) -> Tensor:
@@ -265,10 +261,10 @@ def check_action(subject: Subject) -> None:
     module, inputs = _in_mode(subject.made(), True), subject.example.inputs
     if isinstance(subject.regularizer, Splice):
         with noise_off(module), torch.no_grad():
-            plain = _tensors(_call(module, inputs).output)
+            plain = pytree.tree_tensors(_call(module, inputs).output)
         with torch.no_grad():
             # At a low rate, a call may drop nothing.
-            changes = any(not _equal(_tensors(_call(module, inputs).output), plain) for _ in range(DRAWS))
+            changes = any(not _equal(pytree.tree_tensors(_call(module, inputs).output), plain) for _ in range(DRAWS))
         subject.require(changes, f"the output is that of the model in {DRAWS} calls in train mode. Give another weight or model.")
     if type(subject.regularizer).has_penalty():
         (penalty,) = _call(module, inputs).penalties.values()
@@ -306,7 +302,7 @@ def check_zero(subject: Subject) -> None:
         with noise_off(module):
             plain = _call(module, inputs)
         subject.require(
-            _equal(_tensors(result.output), _tensors(plain.output)),
+            _equal(pytree.tree_tensors(result.output), pytree.tree_tensors(plain.output)),
             "at strength 0 it changes the output. If this is meant, say off_at_zero = False in the class.",
         )
 
@@ -343,7 +339,7 @@ def check_model(subject: Subject) -> None:
     stripped = without_additions(module)
     subject.require(list(stripped.state_dict()) == list(before), "the stripped module has other keys than the model.")
     with torch.no_grad():
-        plain, ours = (_tensors(_in_mode(each, False)(*args, **kwargs)) for each in (model, stripped))
+        plain, ours = (pytree.tree_tensors(_in_mode(each, False)(*args, **kwargs)) for each in (model, stripped))
     subject.require(_equal(plain, ours), "the stripped module is not the model.")
 
 

@@ -18,8 +18,14 @@ from torch.utils._pytree import tree_unflatten as tree_unflatten
 from torch.utils._pytree import treespec_leaf as treespec_leaf
 
 __all__ = [
-    "SUPPORTED_NODES", "TreeSpec", "register_namedtuple", "tree_flatten", "tree_leaves", "tree_map_only", "tree_unflatten", "treespec_leaf",
+    "SUPPORTED_NODES", "TreeSpec", "register_namedtuple", "tree_flatten", "tree_leaves", "tree_map_only", "tree_tensors", "tree_unflatten",
+    "treespec_leaf",
 ]  # fmt: skip
+
+
+def tree_tensors(tree: Any) -> list[torch.Tensor]:
+    """Return the leaves of a tree that are tensors."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def tree_map_only(kind: Any, function: Callable[[Any], Any], tree: Any) -> Any:

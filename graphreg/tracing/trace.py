@@ -530,7 +530,7 @@ def _traced_by_fx(
 
     # whether two of the example inputs, or of the tensors in them, are one object
     inputs = [value for name, value in bound.items() if name not in specialized]
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    tensors = pytree.tree_tensors(inputs)
     shares = len(set(map(id, tensors))) < len(tensors)
 
     with model_restored(model, before):
@@ -721,7 +721,7 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, (tuple, list, dict)):
         items = value.values() if isinstance(value, dict) else value
         return not value or any(map(_is_data, items))
-    return isinstance(value, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+    return bool(pytree.tree_tensors(value))
 
 
 def _specialized(model: nn.Module, bound: Mapping[str, Any] | None) -> dict[str, Any]:
