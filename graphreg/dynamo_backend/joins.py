@@ -16,8 +16,8 @@ from torch import Tensor
 
 from graphreg.errors import GraphRegError
 from graphreg.runtime.attach import Scale, collect, current
-from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice, storage_of
-from graphreg.torch_internals.autograd import backward_task
+from graphreg.runtime.gradient_join import Views, Way, in_place, link, refuse_twice
+from graphreg.torch_internals.autograd import backward_task, storage_of
 from graphreg.torch_internals.functorch import transform_level
 
 Measured = tuple[str, str]  # the name of the penalty that made a measurement, and the site; "" for all sites at once

@@ -22,7 +22,7 @@ from graphreg.torch_internals.autograd import (
     is_plain_view,
     number_of_node,
     same_view,
-    storage_number,
+    storage_of,
     will_run,
 )
 from graphreg.torch_internals.dynamo_marks import allow_in_graph, assume_constant_result
@@ -185,14 +185,6 @@ def _apart(apply: Apply, tensors: Sequence[Tensor], live: Sequence[Tensor]) -> t
             same = next((made[id(other)] for other in others if _geometry(other) == _geometry(tensor)), None)
             made[id(tensor)] = same.detach() if same is not None else tensor.clone() if others else tensor
     return tuple(made[id(tensor)] for tensor in tensors)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Return a number that identifies a tensor's storage. If the tensor has no storage (sparse, or torch.func's), return its id."""
-    try:
-        return storage_number(tensor)
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
 
 
 def _groups(tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:

@@ -95,6 +95,14 @@ def storage_number(of: Tensor | torch.UntypedStorage) -> int:
     return int((of.untyped_storage() if isinstance(of, Tensor) else of)._cdata)
 
 
+def storage_of(tensor: Tensor) -> int:
+    """Return the number of a tensor's storage. If the tensor has no storage (sparse, or torch.func's), return its id."""
+    try:
+        return storage_number(tensor)
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
 def version_of(tensor: Tensor) -> int:
     """Return the number of writes into a tensor, including writes through its views or its base; -1 for an inference tensor.
 

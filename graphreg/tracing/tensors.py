@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphreg.torch_internals.autograd import PRIVATE_ATTRIBUTES, storage_number, version_of
+from graphreg.torch_internals.autograd import PRIVATE_ATTRIBUTES, storage_of, version_of
 from graphreg.torch_internals.fake_tensors import FakeCopyMode, FakeTensorMode
 from graphreg.torch_internals.functorch import is_wrapped
 from graphreg.torch_internals.modules import buffers_by_name, parameters_by_name
@@ -53,7 +53,7 @@ class TensorState:
         """Return the present state of a tensor, within ``without_functions()``."""
         strided = tensor.layout is torch.strided and not is_wrapped(tensor)
         geometry = (tensor.shape, tensor.stride(), tensor.storage_offset()) if strided else (tensor.shape,)
-        return cls(_storage_key(tensor), geometry, version_of(tensor))
+        return cls(storage_of(tensor), geometry, version_of(tensor))
 
 
 class SavedTensor:
@@ -78,14 +78,7 @@ class SavedTensor:
 def storage_key(tensor: Tensor) -> StorageKey:
     """Return a key of the tensor's storage, or of the tensor itself if it is sparse and has no storage."""
     with without_functions():
-        return _storage_key(tensor)
-
-
-def _storage_key(tensor: Tensor) -> StorageKey:
-    try:
-        return storage_number(tensor)
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
+        return storage_of(tensor)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

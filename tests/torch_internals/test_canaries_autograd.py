@@ -128,6 +128,7 @@ def test_storage_number() -> None:
         assert autograd.storage_number(x) != autograd.storage_number(other := torch.empty_like(x)), other
     with pytest.raises((NotImplementedError, RuntimeError)):
         autograd.storage_number(torch.ones(2, 2).to_sparse())
+    assert autograd.storage_of(sparse := torch.ones(2, 2).to_sparse()) == id(sparse)
 
 
 def test_version_of() -> None:
