@@ -20,7 +20,6 @@ from graphreg.dynamo_backend.guards import Watched, guard
 from graphreg.dynamo_backend.model_call import Call, Measurer
 from graphreg.dynamo_backend.strengths import CallStrengths
 from graphreg.dynamo_backend.subgraph import Inner, Maker, Subgraph
-from graphreg.dynamo_backend.wrappers import wrappers_of
 from graphreg.errors import GraphRegError, RegularizerError, RenamedAttributes, TraceError, raising
 from graphreg.ir.module_record import RULES
 from graphreg.ir.selector import Missing
@@ -39,6 +38,7 @@ from graphreg.session.session import Session
 from graphreg.session.streams import CallClock, CountedStreams
 from graphreg.torch_internals.autograd import in_backward
 from graphreg.torch_internals.dynamo import CompiledCall, compiled_call, splits_for_ddp, strict_limit, translator
+from graphreg.torch_internals.modules import modules_in_wrappers
 from graphreg.tracing.fake_inputs import arguments
 from graphreg.tracing.proof.proof import Claim, Proving, prove
 from graphreg.tracing.trace import Traced
@@ -188,7 +188,7 @@ class Backend(BackendHost, RenamedAttributes):
         # graph.
         CallStrengths(self.session.strengths, 0).learn((name, site) for name, sites in weights.items() for site in sites)
         self.model, self.title, self._root = model, title, root
-        self._wrappers = {id(wrapper): path for wrapper, path in wrappers_of(root)}
+        self._wrappers = {id(wrapper): path for path, _, wrappers in modules_in_wrappers(root) for wrapper in wrappers}
         # the graphs have no clock: a scheduled strength is an input, like any other strength
         acting = {n: dataclasses.replace(r, weight=float(r.weight)) for n, r in self.regularizers.items() if n not in penalties}
         self._maker = Maker(model, acting, self.own_dropout, self.inner, title)

@@ -6,7 +6,7 @@ and selectors are those of the model without wrappers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -65,16 +65,3 @@ def module_itself(module: nn.Module) -> nn.Module:
     own: tuple[Any, ...] = vars(module).get("module_itself", (module,))
     inner: nn.Module = own[0]
     return inner
-
-
-def wrappers_of(module: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str]]:
-    """Yield the wrappers around a module and inside it, each with the path of the module in it.
-
-    The paths are those in the result of ``unwrapped``.
-    """
-    while (inner := wrapped_module(module)) is not None:
-        yield module, path
-        module = inner
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from wrappers_of(child, f"{path}.{name}" if path else name)

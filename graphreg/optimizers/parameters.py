@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -13,7 +12,7 @@ from graphreg.ir.selector import Pattern, Selector, select, strings
 from graphreg.ir.site import Label, Site
 from graphreg.runtime.owned_state import states_in
 from graphreg.torch_internals.distributed import has_process_group, sharded_parameters
-from graphreg.torch_internals.modules import wrapped_module
+from graphreg.torch_internals.modules import modules_in_wrappers
 from graphreg.tracing.trace import parameter_site
 
 
@@ -43,7 +42,7 @@ class ModelParameters:
         named, modules = dict[int, tuple[nn.Parameter, list[str]]](), dict[str, nn.Module]()
         # FSDP2 lends gathered tensors to a module while it runs; an optimizer has FSDP2's own parameters.
         lent = sharded_parameters() if has_process_group() else {}
-        for path, module in _modules(model, ""):
+        for path, module, _ in modules_in_wrappers(model):
             # A module that graphreg rewrote stands for the model that it was made from, whose class has the name and the methods.
             modules[path] = traced_model(module) or module
             for name, parameter in module._parameters.items():
@@ -99,12 +98,3 @@ def named_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Param
     """
     parameters = ModelParameters.of(model)
     return {site.name: parameters.of_site[site] for site in parameters.matching(selector, "named_parameters")}
-
-
-def _modules(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    while (inner := wrapped_module(module)) is not None:
-        module = inner
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _modules(child, f"{path}.{name}" if path else name)

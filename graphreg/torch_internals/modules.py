@@ -228,6 +228,18 @@ def wrapped_module(module: nn.Module) -> nn.Module | None:
     return module._modules[attribute]
 
 
+def modules_in_wrappers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module, list[nn.Module]]]:
+    """Yield the modules of a model without wrappers of torch's: the path that each would have, the module, and the wrappers around it."""
+    wrappers = list[nn.Module]()
+    while (inner := wrapped_module(module)) is not None:
+        wrappers.append(module)
+        module = inner
+    yield path, module, wrappers
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from modules_in_wrappers(child, f"{path}.{name}" if path else name)
+
+
 def take_state_version(module: nn.Module, model: nn.Module) -> None:
     """Make ``module``, which replaces ``model``, write the model's ``_version`` into ``state_dict()._metadata``."""
     module.__dict__["_version"] = model._version

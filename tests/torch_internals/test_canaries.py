@@ -12,8 +12,8 @@ DOOR = ENGINE / "torch_internals"
 # Names that are of graphreg or of Python alone, and have tests of their own.
 NO_PART_OF_TORCH = {
     "CHUNKED", "Chunk", "DEFAULT", "ModuleStack", "at_rest", "buffers_by_name", "collector_at_rest", "deep_enough", "known_versions",
-    "lists_like", "may_be_anothers", "modules_by_path", "only_here", "parameters_by_name", "quiet", "raise_interrupt", "regions",
-    "show_parameters_of", "warn_if_untested", "with_own_code",
+    "lists_like", "may_be_anothers", "modules_by_path", "modules_in_wrappers", "only_here", "parameters_by_name", "quiet",
+    "raise_interrupt", "regions", "show_parameters_of", "warn_if_untested", "with_own_code",
 }  # fmt: skip
 
 
