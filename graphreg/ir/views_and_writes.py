@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,6 +38,7 @@ from graphreg.ir.operations import (  # fmt: skip
 from graphreg.torch_internals.modules import drop_forward_hooks, forward_hooks
 from graphreg.torch_internals.operators import HigherOrderOperator, OpOverload
 
+M = TypeVar("M", bound=nn.Module)
 _ARITHMETIC = {
     "abs", "add", "and_", "eq", "floordiv", "ge", "gt", "inv", "invert", "le", "lshift", "lt", "matmul", "mod", "mul", "ne", "neg",
     "or_", "pow", "rshift", "sub", "truediv", "xor",
@@ -327,9 +328,11 @@ def _is_spec(value: Any) -> bool:
 def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> ProbedCall | None:
     """Probe a layer of torch in train and eval mode, on a copy without data; None if it cannot be copied or every call raises."""
     try:
-        twin = _twin(module)
+        twin = without_data(module).requires_grad_(False)
     except Exception:  # copying a module may raise anything
         return None
+    for inner in twin.modules():
+        drop_forward_hooks(inner)
     # without the states, which have other sizes and only enter products
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         args, kwargs = args[:1], {name: value for name, value in kwargs.items() if name != "hx"}
@@ -341,18 +344,15 @@ def _of_module(module: nn.Module, args: Any, kwargs: Any, enough: int) -> Probed
     return joined_calls(seen) if seen else None
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """Return a copy of a module on the meta device, without hooks."""
+def without_data(module: M) -> M:
+    """Return a copy of a module on the meta device. A tensor that occurs twice in the module is one tensor in the copy, too."""
     memo: dict[int, Any] = {}
     for inner in module.modules():
         for value in (*inner._parameters.values(), *inner._buffers.values(), *vars(inner).values()):
             if isinstance(value, Tensor):
                 empty = torch.empty_like(value, device="meta", requires_grad=False)
-                memo[id(value)] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
-    twin = copy.deepcopy(module, memo)
-    for inner in twin.modules():
-        drop_forward_hooks(inner)
-    return twin
+                memo[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
 
 
 def _is_foreign(module: nn.Module) -> bool:

@@ -7,7 +7,6 @@ replaces. The numbers are those of eager mode. Compiled code saves other values.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from graphreg.errors import GraphRegError, first_line
 from graphreg.ir.layer_calls import LAYER
 from graphreg.ir.metadata import Kind, addition_of
 from graphreg.ir.module_record import specialized_arguments
+from graphreg.ir.views_and_writes import without_data
 from graphreg.planning.native_dropout import OWN_DROPOUT
 from graphreg.planning.plan import Plan
 from graphreg.reporting.records import Cost
@@ -50,7 +50,7 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
     try:
         with Changes() as changes, changes:
             deep_enough(module, changes)
-            twin = _without_data(module)
+            twin = without_data(module)
         twin.train()
         plain = without_additions(twin)
 
@@ -82,17 +82,6 @@ def cost(module: fx.GraphModule, plan: Plan) -> Cost:
 
 def _of_train(graphs: Mapping[str, fx.Graph]) -> fx.Graph:
     return graphs.get("train") or graphs["both"]
-
-
-def _without_data(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of the module on the meta device. A tensor that occurs twice in the module is one tensor in the copy too."""
-    memo: dict[int, Any] = {}
-    for owner in module.modules():
-        for tensor in (*owner._parameters.values(), *owner._buffers.values(), *vars(owner).values()):
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                empty = torch.empty_like(tensor, device=META)
-                memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
 
 
 def _labels(graph: fx.Graph, plan: Plan) -> dict[str, str]:
