@@ -503,16 +503,7 @@ def _trace_symbolically(
     model: nn.Module, specialized: Mapping[str, Any], bound: Mapping[str, Any], call: Arguments | None, stateful: Mapping[str, str],
     before: Snapshot,
 ) -> Traced:  # fmt: skip
-    """Trace with torch.fx.
-
-    Args:
-        model: The model.
-        specialized: The specialized arguments by name.
-        bound: The example inputs by argument name; may be empty.
-        call: The example inputs.
-        stateful: Submodules that are opaque, with reasons.
-        before: A snapshot of the model, since which nothing has changed.
-    """
+    """Trace with torch.fx. ``bound``: the example inputs by argument name; may be empty. ``stateful``, ``before``: as for ``_Trace``."""
     drawn = randomness()
     try:
         return _traced_by_fx(model, specialized, bound, call, stateful, before, watch_draws=False)
@@ -572,16 +563,7 @@ def _trace_by_export(
     model: nn.Module, specialized: Mapping[str, Any], call: Arguments | None, symbolic_error: GraphRegError | None,
     stateful: Mapping[str, str], before: Snapshot,
 ) -> Traced:  # fmt: skip
-    """Trace with torch.export.
-
-    Args:
-        model: The model.
-        specialized: The specialized arguments by name.
-        call: The example inputs. Without them, torch.export cannot run, and TraceError is raised.
-        symbolic_error: Why torch.fx could not trace all of the model; None if the user chose torch.export.
-        stateful: Submodules that are opaque, with reasons.
-        before: A snapshot of the model, since which nothing has changed.
-    """
+    """Trace with torch.export. ``symbolic_error``: why torch.fx could not trace all of the model; None if the user chose torch.export."""
     if call is None:
         if symbolic_error is None:
             raise TraceError(
