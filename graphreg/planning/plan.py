@@ -269,15 +269,13 @@ class Plan(Printed, RenamedAttributes):
             where = (edit.place, edit.site.op, shape_text(edit.site), dtype_text(edit.site))
             rows.append((*where, f"{type(edit.regularizer).__name__} {edit.name}", f"{edit.weight:g}", edit.matched))
         yield Table(("site", "op", "shape", "dtype", "regularizer", "weight", "matched by"), tuple(rows))
-        notes = (f"{name}: {note}" for name in self.regularizers for note in self._remarks(name) if note)
+        remarks = ((name, note) for name in self.regularizers for note in (self.note(name), self.faint.get(name), self.cautions.get(name)))
+        notes = (f"{name}: {note}" for name, note in remarks if note)
         yield Lines((*notes, *self.repeated(), *self.harms()))
         yield from native_dropout_table(self.native_dropout, self.unmovable)
         yield from table_of_kept(self.kept)
         missed = (f"{name}: {', '.join(map(repr, texts))} matches nothing" for name, texts in self.missed.items())
         yield Lines((*([self.blocks_text] if self.blocks else []), *filter(None, [self.off_text]), *missed))
-
-    def _remarks(self, name: str) -> tuple[str | None, ...]:
-        return self.note(name), self.faint.get(name), self.cautions.get(name)
 
     def repeated(self, strengths: Strengths | None = None) -> list[str]:
         """Return lines about values that splices act on several times in a row. ``strengths``: by default, those of the plan."""

@@ -115,7 +115,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if has_proxy((args, kwargs)):
             self._refuse_assignment(func, name)
-            return self._setitem(args) if name == "__setitem__" else func(*args, **kwargs)
+            return Value.set_item(self.tracer, *args) if name == "__setitem__" else func(*args, **kwargs)
         # a function mode sees ``set_`` in some cases only; ``check_states`` always notices it
         if name.partition(".")[0] == "set_":
             return func(*args, **kwargs)
@@ -333,7 +333,7 @@ class Tape(TorchFunctionMode):
         if name in PYTHON_READS:
             raise TypeError("the forward reads the content of a parameter, a buffer or a tensor into which traced values were written")
         if name == "__setitem__":
-            return self._setitem(args)
+            return Value.set_item(self.tracer, *args)
         if not is_tensor_method_or_property(func):
             value = tracer.create_proxy("call_function", func, args, kwargs, name=value_name(tracer.graph, func.__name__))
         else:
@@ -341,10 +341,6 @@ class Tape(TorchFunctionMode):
         if name in SPLITS:
             return tuple(value[i] for i in range(len(func(*args, **kwargs))))
         return value
-
-    def _setitem(self, args: Any) -> None:
-        """Record ``target[key] = value``."""
-        Value.set_item(self.tracer, *args)
 
     def _refuse_assignment(self, func: Any, name: str) -> None:
         """Raise AttributeError if the operation assigns or deletes an attribute of a tensor."""
