@@ -27,7 +27,7 @@ from graphreg.regularizer.base import Regularizer, Splice
 from graphreg.rewriting.rewrite import rewrite
 from graphreg.rng.operators import within_backend
 from graphreg.runtime.noise_keys import KeyRule
-from graphreg.runtime.rank_layout import is_dtensor, lead
+from graphreg.runtime.rank_layout import lead
 from graphreg.runtime.rewritten_module import RewrittenModule
 from graphreg.runtime.runtime_module import DrawingRule, Rules
 from graphreg.runtime.sharding import shard_measured
@@ -270,6 +270,6 @@ def _shared_by(rewritten: RewrittenModule) -> dict[str, int]:
             addition = addition_of(node)
             if addition is not None and addition.kind is Kind.SPLICE and addition.site is not None:
                 value = node.all_input_nodes[0].meta.get("example_value")
-                if is_dtensor(value):
+                if is_distributed(value):
                     found[addition.site] = lead(value.device_mesh)
     return found

@@ -22,8 +22,9 @@ from graphreg.ir.random_ops import rate_of
 from graphreg.planning.native_dropout import NativeDropoutEdit
 from graphreg.rng.noise import Noise
 from graphreg.rng.operators import recomputes
-from graphreg.runtime.rank_layout import is_dtensor, window
+from graphreg.runtime.rank_layout import window
 from graphreg.runtime.runtime_module import DrawingRule, accumulation
+from graphreg.torch_internals.distributed import is_distributed
 from graphreg.torch_internals.operators import safe_softmax
 
 _SELU = 1.7580993408473766  # alpha dropout sets a dropped element to minus this number before it rescales; Klambauer et al. 2017
@@ -94,7 +95,7 @@ class NativeDropoutRule(DrawingRule):
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
         if _is_off(p) or noise is None or not self._acts(arguments):
             return z
-        if is_dtensor(z):
+        if is_distributed(z):
             raise RegularizerError(
                 f"{self.description}: the value is a DTensor, and graphreg draws only for plain tensors here. Leave the dropout to torch: "
                 "own_dropout='keep'."

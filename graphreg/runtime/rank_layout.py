@@ -118,21 +118,6 @@ def require_separable(regularizer: Any, place: Window | None, description: str) 
     )
 
 
-def is_dtensor(value: object) -> bool:
-    """Return whether a value is a DTensor."""
-    # By its name, because torch.distributed.tensor is slow to import and rarely needed.
-    return type(value).__name__ == "DTensor" and isinstance(value, Tensor)
-
-
-def made_whole(z: Any) -> Any:
-    """Return a DTensor without partial sums: where each rank has a summand, all ranks get the sum."""
-    if not any(placement.is_partial() for placement in z.placements):
-        return z
-    from torch.distributed.tensor import Replicate  # noqa: PLC0415  # most processes never need it
-
-    return z.redistribute(placements=[Replicate() if each.is_partial() else each for each in z.placements])
-
-
 @assume_constant_result
 def lead(mesh: Any) -> int:
     """Return the smallest rank in a mesh: the rank whose masks all ranks of the mesh draw."""

@@ -17,8 +17,8 @@ from graphreg.ir.convolution_axes import is_elementwise
 from graphreg.ir.metadata import calls_of
 from graphreg.ir.module_record import state_of
 from graphreg.ir.operations import Operations, function_name
-from graphreg.runtime.rank_layout import is_dtensor
 from graphreg.runtime.runtime_module import RuntimeModule
+from graphreg.torch_internals.distributed import is_distributed
 from graphreg.torch_internals.operators import OpOverload, OpOverloadPacket
 from graphreg.torch_internals.tensor_parallel import Layout, has_parallel_hooks, input_layout, output_layout
 
@@ -88,7 +88,7 @@ class _Borders:
 
 
 def _is_shared(value: Any, dimension: str) -> bool:
-    return is_dtensor(value) and dimension in (value.device_mesh.mesh_dim_names or (dimension,))
+    return is_distributed(value) and dimension in (value.device_mesh.mesh_dim_names or (dimension,))
 
 
 def _sharing(node: fx.Node, operations: Operations, read: dict[fx.Node, Sharing], dimension: str) -> Sharing:
@@ -127,7 +127,7 @@ def _declared(layout: Layout, what: str, module: nn.Module, dimension: str) -> S
     sharing = _converted(layout, what)
     weight: Any = getattr(module, "weight", None)
     # Only the last axis has the features, whose number the weight tells.
-    if sharing != -1 or not is_dtensor(weight):
+    if sharing != -1 or not is_distributed(weight):
         return sharing
     features = weight.shape[0] if isinstance(module, nn.Linear) else weight.shape[-1]
     parts = weight.device_mesh[dimension].size() if weight.device_mesh.ndim > 1 else weight.device_mesh.size()

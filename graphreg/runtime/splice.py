@@ -22,8 +22,9 @@ from graphreg.rng.noise import Noise
 from graphreg.rng.operators import compiling, recomputes
 from graphreg.rng.window import Window
 from graphreg.runtime.model_inputs import fitted, require_inputs
-from graphreg.runtime.rank_layout import is_dtensor, made_whole, require_separable, shard_window, window, within
+from graphreg.runtime.rank_layout import require_separable, shard_window, window, within
 from graphreg.runtime.runtime_module import WIDE, DrawingRule, LayerMode, accumulation, element_of
+from graphreg.torch_internals.distributed import is_distributed, without_partial_sums
 from graphreg.torch_internals.other_threads import is_compiling
 
 _PLAIN_FORMULA = ("z", "weight", "noise")  # what most formulas take
@@ -82,7 +83,7 @@ class SpliceRule(DrawingRule):
             in_eager = in_plain_eager() and not compiling()
             return self._replaced_in_eager(z, key) if in_eager else self._replaced_while_traced(z, key)
         inputs = {name: others.pop(name) for name in self.regularizer.model_inputs if name in others}
-        if is_dtensor(z):
+        if is_distributed(z):
             return _on_shards(self, z, self.row(key), inputs, clock, others)
         return self.replaced(z, key, window(z, self.cuts, self.description), inputs, clock, others)
 
@@ -257,12 +258,12 @@ def _on_shards(
             f"{splice.description}: the value is a DTensor, and the input that {option}= names is not divided as it is. Leave {option}= "
             "out, or the site."
         )
-    if plain := [name for name, value in others.items() if not is_dtensor(value)]:
+    if plain := [name for name, value in others.items() if not is_distributed(value)]:
         what = "module" if plain[0] == "module_input" else "cell"
         raise RegularizerError(f"{splice.description}: the value is a DTensor, and the {what} gets a plain tensor. Leave the site out.")
     from torch.distributed.tensor import DTensor  # noqa: PLC0415  # most processes never need it
 
-    z, distributed = made_whole(z), dict(others)  # Dynamo has no dict[str, Any]
+    z, distributed = without_partial_sums(z), dict(others)  # Dynamo has no dict[str, Any]
     place = shard_window(z)
     require_separable(splice.regularizer, place, splice.description)
     # this rank's parts of the other values, which may be divided in another way
