@@ -127,6 +127,8 @@ def test_tensor_registries() -> None:
     module.register_buffer("b", torch.ones(1), persistent=False)
     module.p = nn.Parameter(torch.ones(1))
     assert [list(vars(module)[name]) for name in modules.TENSOR_REGISTRIES] == [["p"], ["b"], ["b"]]
+    own = {"in_features", "out_features"}  # what a layer adds
+    assert set(modules.REGISTERED) < modules.OWN_ATTRIBUTES == vars(nn.Linear(1, 1)).keys() - own
 
 
 def test_compiled_modules() -> None:
