@@ -453,15 +453,12 @@ class _Trial:
             model.train(other_mode == "train")
             _parameters_moved(before)
 
-        def nothing(before: Snapshot) -> None:
-            pass
-
-        tried = [(f"in {other_mode} mode", self.call, step)]
-        tried += [(f"without {name}", call, nothing) for name, call in _without_options(model, self.call)]
-        tried += [("with fewer items", call, nothing) for call in other_sizes(self.call, -1)]
+        tried: list[tuple[str, Arguments, Sequence[Between]]] = [(f"in {other_mode} mode", self.call, [step])]
+        tried += [(f"without {name}", call, ()) for name, call in _without_options(model, self.call)]
+        tried += [("with fewer items", call, ()) for call in other_sizes(self.call, -1)]
         with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
             for kind, call, between in tried:
-                ran = partial(self._ran, self._call_model, (self.call, call), [between])
+                ran = partial(self._ran, self._call_model, (self.call, call), between)
                 theirs, ours = ran(), ran(self._run_graph)
                 errors = [first_line(each.error) for each in (theirs, ours) if each.error is not None]
                 what = errors[0] if len(errors) == 1 else "" if errors else _differing(_output(theirs), _output(ours), True)
