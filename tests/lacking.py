@@ -19,6 +19,13 @@ IMPORTS = "torch before 2.12 writes an import of each known class of results int
 needs_own_globals = pytest.mark.skipif(not defines_named_tuples(), reason=IMPORTS)
 
 
+def tells_skipped_code() -> bool:
+    """Whether the reasons that Dynamo counts name each function that a graph break in a loop makes it skip. Older ones only log them."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator  # noqa: PLC0415  # which imports Dynamo
+
+    return hasattr(InstructionTranslator, "raise_loop_graph_break")
+
+
 def copied(code: str) -> str:
     """Code as torch.fx writes it after one of its own functions has copied the graph: before torch 2.12 with another last line."""
     if defines_named_tuples():

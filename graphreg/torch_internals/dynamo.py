@@ -89,16 +89,6 @@ def traces_objects() -> bool:
     return hasattr(kinds, "DunderDictVariable")
 
 
-def tells_skipped_code() -> bool:
-    """Return whether the reasons that Dynamo counts (``left_to_eager``) name each function that a graph break in a loop makes it skip.
-
-    Older versions only log these functions, so ``skipped_code`` finds none.
-    """
-    from torch._dynamo.symbolic_convert import InstructionTranslator  # noqa: PLC0415
-
-    return hasattr(InstructionTranslator, "raise_loop_graph_break")
-
-
 def tells_result() -> bool:
     """Return whether torch's function that runs a compiled call stores the result in a local variable.
 

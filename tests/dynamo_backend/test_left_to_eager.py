@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import graphreg
 from graphreg import GraphRegError, NoMatchError
 from graphreg.dynamo_backend import fallback as eager
-from graphreg.torch_internals.dynamo import tells_skipped_code
+from lacking import tells_skipped_code
 
 # torch's own, where a graph's input is no leaf
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
