@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import graphreg
-from graphreg.dynamo_backend.wrappers import module_itself, unwrapped, wrappers_of
+from graphreg.dynamo_backend.wrappers import module_itself, unwrapped
+from graphreg.torch_internals.modules import modules_in_wrappers
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 OPTIONS: dict[str, Any] = {"hidden_dropout": 0.4, "input_noise": 0.1, "hidden_l1": 0.2, "weight_l2": 0.1, "rng": 3}
@@ -177,7 +178,7 @@ def test_a_function_that_calls_wrapped_models() -> None:
 def test_what_is_unwrapped() -> None:
     """A module without wrappers is itself. One that is registered twice stays one module."""
     model = net()
-    assert unwrapped(model) is model and list(wrappers_of(model)) == []
+    assert unwrapped(model) is model and not any(wrappers for _, _, wrappers in modules_in_wrappers(model))
     model.layers.append(model.layers[0])
     inner: Any = model.layers[0].linear
     model.layers[0].linear = Sharded(inner)
@@ -186,7 +187,8 @@ def test_what_is_unwrapped() -> None:
     assert type(seen).__name__ == "Net" and module_itself(seen) is model and layers[0] is layers[2] is not model.layers[0]
     assert layers[0].linear is inner and module_itself(inner) is inner
     assert [name for name, _ in seen.named_parameters()] == [name for name, _ in net().named_parameters()]
-    assert [path for _, path in wrappers_of(Sharded(model))] == ["", "layers.0.linear", "layers.2.linear"]
+    around = [path for path, _, wrappers in modules_in_wrappers(Sharded(model)) for _ in wrappers]
+    assert around == ["", "layers.0.linear", "layers.2.linear"]
     model.eval()
     assert not seen.training and not seen.layers.training
     seen.training = True
