@@ -263,7 +263,8 @@ def _on_shards(
         raise RegularizerError(f"{splice.description}: the value is a DTensor, and the {what} gets a plain tensor. Leave the site out.")
     from torch.distributed.tensor import DTensor  # noqa: PLC0415  # most processes never need it
 
-    z, distributed = without_partial_sums(z), dict(others)  # Dynamo has no dict[str, Any]
+    z = without_partial_sums(z)
+    distributed: dict[str, Any] = dict(others)  # Dynamo does not know dict[str, Any](others)
     place = shard_window(z)
     require_separable(splice.regularizer, place, splice.description)
     # this rank's parts of the other values, which may be divided in another way
