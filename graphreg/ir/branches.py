@@ -68,15 +68,20 @@ def residuals(
     return _Finder(graph, operations, sizes, signals, products).find()
 
 
-def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node]) -> set[fx.Node]:
-    """Return the signals: nodes that depend on a floating-point input or on a product. Masks, positions and parameters are no signals."""
+def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node], filled: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the signals: nodes that depend on a floating-point input or on a product. Masks, positions and parameters are no signals.
+
+    ``filled``: the nodes into whose values data is written.
+    """
     found = set[fx.Node]()
     for node in graph.nodes:
         if node.op == "placeholder":
             known = node.meta.get("value")
             is_signal = not isinstance(known, tuple) or bool(known[1].is_floating_point)
-        elif node in sizes or node.op in ("get_attr", "output") or is_integer(node) or has_options_only(node):
+        elif node in sizes or node.op in ("get_attr", "output") or is_integer(node):
             is_signal = False
+        elif has_options_only(node):
+            is_signal = node in filled
         else:
             is_signal = node in products or not found.isdisjoint(node.all_input_nodes)
         if is_signal:

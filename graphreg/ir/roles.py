@@ -124,7 +124,7 @@ def deep_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set
 def signal_nodes(graph: fx.Graph, operations: Operations, model: nn.Module) -> set[fx.Node]:
     """Return the nodes that depend on a floating-point input or on a product. Masks, positions and parameters are not among them."""
     judge = _Judge(graph, operations, model)
-    return signals(graph, judge.sizes, judge.products)
+    return signals(graph, judge.sizes, judge.products, judge.filled)
 
 
 def _has_tensor(known: Any) -> bool:
@@ -272,7 +272,7 @@ class _Judge:
         return node
 
     def sites(self) -> list[Site]:
-        sites, flow = list[Site](), signals(self.graph, self.sizes, self.products)
+        sites, flow = list[Site](), signals(self.graph, self.sizes, self.products, self.filled)
         self.residuals = residuals(self.graph, self.operations, self.sizes, flow, self.products)
         self.norms = batch_norms_fed(self.graph, self.operations, flow, self.products)
         for node in self.graph.nodes:

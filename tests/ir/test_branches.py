@@ -412,5 +412,16 @@ def test_a_mean_that_is_added_again_is_no_trunk(detached: bool) -> None:
         assert found(Model(forward)) == ["c"]
 
 
+def test_a_trunk_into_which_a_signal_is_written() -> None:
+    """As in a masked autoencoder; what has nothing but the shape of a signal is no trunk."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        shown, zeros = torch.zeros_like(x), torch.zeros_like(x)
+        shown[:, ::2] = x[:, ::2]
+        return shown + m.a(shown), zeros + m.b(x)
+
+    assert found(Model(forward), torch.randn(2, 6, 4)) == found(Model(forward)) == ["a"]
+
+
 def test_a_cropped_or_thinned_trunk_is_one() -> None:
     assert found(Model(lambda m, x: x[:, ::2] + m.a(x)[:, 1::2]), torch.randn(2, 6, 4)) == ["getitem_1"]
