@@ -113,10 +113,10 @@ def unlike(writer: CallText, structures: CallStructures, given: Mapping[str, Any
             f"{shown_contents(given[fixed[0]])}. Give {fixed[0]} at each call, or leave it out of the example_inputs. "
         )
     elif fixed:
-        lead = (
-            f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced. "
-            f"Give regularize example_inputs that carry {fixed[0]}. "
-        )
+        carried = f"Give regularize example_inputs that carry {fixed[0]}"
+        wanted = f"Give example_inputs with the {fixed[0]} that you need, or regularize in place (regularize_), where it may change"
+        cure = carried if then[fixed[0]] is None else wanted
+        lead = f"{fixed[0]} was specialized to {then[fixed[0]]!r} when the model was traced. {cure}. "
     # An optional tensor was given at the trace, and is None in this call.
     elif other and given[other[0]] is None and not structures.assumed:
         lead = (
