@@ -235,12 +235,12 @@ class _Calls:
         there are others on each path, or if the value is a stack of sequences.
         """
         node = self.nodes.get(site.name)
-        if node is None or node in self._times:
-            return 1 if node is None else self._times[node]
+        if node is None or node in self.times:
+            return 1 if node is None else self.times[node]
         return None if nearest(node, self._stacks_sequences, lambda n: operands_with_its_axes(n, self.operations)) else 1
 
     @cached_property
-    def _times(self) -> dict[fx.Node, int | None]:
+    def times(self) -> dict[fx.Node, int | None]:
         """The axis of time of each value from which a path leads to a layer of [time, batch, ...] or a stack of steps, if it is known."""
         times = dict[fx.Node, int | None](dict.fromkeys(self._time_first(), 0))
         waiting = list(times)
@@ -440,7 +440,7 @@ def splice_steps(
     uses_time = (options.lengths is not None and "lengths" in regularizer.takes) or {"time", "batch"}.intersection(options.share_axes)
     found = dict[Site, Steps | None]()
     for site in sites:
-        if getattr(regularizer, "batch_axis", None) == 0:
+        if getattr(regularizer, "batch_axis", None) in (0, 1):
             _require_batch(site, regularizer, calls)
         found[site] = _steps(site, [], None, calls, regularizer) if uses_time else None
         if "time" in options.share_axes and (steps := found[site]):
@@ -546,20 +546,26 @@ def _require(site: Site, steps: Steps, regularizer: Any) -> None:
 
 
 def _require_batch(site: Site, regularizer: Any, calls: _Calls) -> None:
-    """Raise RegularizerError if axis 0, the default of ``batch_axis``, may be the axis of time."""
+    """Raise RegularizerError if ``batch_axis`` is 0, the default, or 1, and that may be the axis of time, or is that of channels."""
     axis = ("time first", "batch first").index(site.sequence) if "first" in site.sequence else calls.known_time_axis(site)
-    if axis:
-        return
     who, dims = f"{type(regularizer).__name__} at {site.name}", len(site.shape or (0, 0, 0))
-    if axis == 0:
+    if regularizer.batch_axis == 1:
+        if site.is_map or (axis == 1 and (site.sequence or calls.nodes.get(site.name) in calls.times)):
+            raise RegularizerError(
+                f"{who}: axis 1 of this value is {'channels' if site.is_map else 'time'}, and batch_axis=1 would take it for examples. "
+                "Give options by site, such as {'attend': {'strength': 0.1, 'batch_axis': 1}, 'mlp': 0.1}."
+            )
+    elif axis == 0:
         raise RegularizerError(
             f"{who}: axis 0 of this value is time, because a layer of [time, batch, ...] reads it or has made it, and batch_axis=0 would "
             f"take its steps for examples. Give batch_axis=1; if axis 0 has the examples nevertheless, give batch_axis={-dims}."
         )
-    raise RegularizerError(
-        f"{who}: a layer of [time, batch, ...] or a stack is near this value, and operations between them may change the axes, so it is "
-        f"not known which axis has the examples. Give its number: batch_axis={-dims} if axis 0 has them, batch_axis=1 if axis 1 has."
-    )
+    elif axis is None:
+        raise RegularizerError(
+            f"{who}: a layer of [time, batch, ...] or a stack is near this value, and operations between them may change the axes, so it "
+            f"is not known which axis has the examples. Give its number: batch_axis={-dims} if axis 0 has them, batch_axis={1 - dims} if "
+            "axis 1 has."
+        )
 
 
 def _require_time(site: Site, steps: Steps, regularizer: Any, calls: _Calls) -> None:

@@ -97,8 +97,10 @@ def _new(kind: str, known: Known, rng: random.Random) -> Reg | None:
     reg = Reg(kind, pattern, weight, options)
     if kind in ON_UNITS:
         return _of_units(reg, known, rng)
-    if kind == "DropPath" and rng.random() < 0.4:
-        return replace(reg, options={**options, "batch_axis": rng.choice((1, -1))})
+    # axis 0 is refused where it may be time, and axis 1 where it is time or channels; -1 is never the default
+    if kind == "DropPath" and (known.near or rng.random() < 0.4):
+        axes_are_sure = known.near or any(each is not False for each in known.convolved.values()) or known.recurrent
+        return replace(reg, options={**options, "batch_axis": -1 if axes_are_sure else rng.choice((1, -1))})
     return reg
 
 
