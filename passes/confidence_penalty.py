@@ -43,8 +43,8 @@ class ConfidencePenalty(Penalty, keys=("confidence",)):
         return [site for site in super().defaults(sites) if site.prediction]
 
     def why_not(self, site: Site) -> str:
-        made = {"softmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)
-        return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
+        made = site.made_by({"softmax", "sigmoid"})
+        return f"the penalty takes logits, and this comes from a {made}. Select what the {made} reads." if made else ""
 
     def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
         # log p stays finite where p is 0 or rounds to 0, such as for a logit of -inf (a masked class): with -inf, the product would be nan

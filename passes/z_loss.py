@@ -41,8 +41,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
         return [site for site in super().defaults(sites) if site.prediction]
 
     def why_not(self, site: Site) -> str:
-        made = {"softmax", "log_softmax", "logsoftmax", "sigmoid"}.intersection(label.op.lower() for label in site.labels)
-        return f"the penalty takes logits, and this is the output of a {min(made)}. Select what the {min(made)} reads." if made else ""
+        made = site.made_by({"softmax", "log_softmax", "logsoftmax", "sigmoid"})
+        return f"the penalty takes logits, and this comes from a {made}. Select what the {made} reads." if made else ""
 
     def __call__(self, units: Tensor, counted: Tensor | None = None) -> Tensor:
         return mean_over_counted(units.logsumexp(1).square(), counted)

@@ -203,7 +203,7 @@ class _Finder:
             # a product or more on the way from the trunk makes a summand a branch; without one, it
             # is another trunk
             is_branch = trunk in before and any(each in self.products for each in _from(trunk, before))
-            if is_branch and not self._reads_other_parts(peeled[first], before):
+            if is_branch and not self._reads_other_parts(peeled[first], before) and not _is_repeated(other, node):
                 branches[other] = peeled[first]
         return branches
 
@@ -217,6 +217,8 @@ class _Finder:
         before = self._before(branch, min(map(self.order.__getitem__, chain.nodes)))
         way = next((i for i, each in enumerate(chain.nodes) if each in before), None)
         if way is None or self._reads_other_parts(chain.nodes, before) or not self._may_be_trunk(chain.nodes[: way + 1], node):
+            return ()
+        if _is_repeated(branch, node):  # as the query of additive attention, which a decoder computes from the keys of the step before
             return ()
         between = _from(chain.nodes[way], before)
         passed = sum(each in self.products for each in chain.nodes[:way])
@@ -233,8 +235,7 @@ class _Finder:
 
     def _may_be_trunk(self, chain: Sequence[fx.Node], node: fx.Node) -> bool:
         """Return whether a summand may be a trunk: it has a gradient, and is not repeated, as a mean that was subtracted before."""
-        shapes = {shape_of(chain[0]), shape_of(node)} - {None}
-        return len(shapes) < 2 and not any(function_name(each) == "detach" for each in chain)
+        return not _is_repeated(chain[0], node) and not any(function_name(each) == "detach" for each in chain)
 
     def _reads_other_parts(self, chain: Sequence[fx.Node], before: Sequence[fx.Node]) -> bool:
         """Return whether a chain and the other summand take different parts of their common value, as a layer's share of a condition."""
@@ -306,6 +307,11 @@ def _from(trunk: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         if any(operand in reached for operand in node.all_input_nodes):
             reached.add(node)
     return [node for node in nodes if node in reached and node is not trunk]
+
+
+def _is_repeated(summand: fx.Node, node: fx.Node) -> bool:
+    """Return whether a summand has another shape than the sum; False if these are not known."""
+    return len({shape_of(summand), shape_of(node)} - {None}) > 1
 
 
 def _is_within(scope: str, outer: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -102,8 +103,10 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "")
 
 
+_PROBABILITIES = {"softmax", "logsoftmax", "sigmoid"}
 # a probability is no activation: a penalty that takes logits refuses it and says so
 _ACTIVATIONS = {_plain(name) for name in activation.__all__ if not re.search("softmax|softmin|^sigmoid|attention", name.lower())}
+_MOST_OF_OUTPUT = 200  # so many operations after the last layer are looked at
 
 
 def acts_as_opaque(node: fx.Node) -> bool:
@@ -279,6 +282,9 @@ class _Judge:
             labels = labels_of(node, self.operations)
             if labels:
                 sites.append(self._site(node, labels))
+        # probabilities beside logits, such as attention weights, are no predictions
+        if any(site.prediction and site.role == "output" and not site.probability for site in sites):
+            sites = [replace(site, prediction=False) if site.probability else site for site in sites]
         return sites
 
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
@@ -300,6 +306,8 @@ class _Judge:
         facts |= {"prediction": self._may_predict(node), "spatial": spatial, "channels": axis, "reads": self.reads.get(node, "")}
         first = self.residuals.trunk.get(node)
         trunk = "" if first is None else (labels_of(first, self.operations) or (first,))[0]
+        if role == "output":
+            facts["probability"] = self._probability(node)
         facts |= {"branch": node in self.residuals.branches, "normed": self.norms.get(node, "")}
         facts["trunk"] = trunk.text if isinstance(trunk, Label) else str(trunk)
         return Site(labels, role=role, norm=norm, loss=loss, sequence=self._sequence(node), **facts)
@@ -341,6 +349,24 @@ class _Judge:
         is_weights = bool(labels) and not labels[0].default
         is_passed_on = node in self.passed_on or node in self.underived
         return not (is_passed_on or is_state or is_weights or _plain(name) in _ACTIVATIONS)
+
+    def _probability(self, node: fx.Node) -> str:
+        """Return the name of the operation if the value is computed from probabilities (or their logarithms) alone; else ``""``."""
+        waiting, seen, made = [node], {node}, set[str]()
+        while waiting:
+            each = waiting.pop()
+            module = self.operations.module(each)
+            name = function_name(each) if module is None else type(module).__name__.lower()
+            if _plain(name) in _PROBABILITIES:
+                made.add(name)
+                continue
+            operands = [n for n in each.all_input_nodes if n in self.data and n not in seen]
+            is_layer = each in self.products or (module is not None and not self.operations.passes_through(each))
+            if is_layer or each.op == "placeholder" or name in ("log", "logit") or len(seen) > _MOST_OF_OUTPUT:
+                return ""
+            seen.update(operands)
+            waiting += operands
+        return min(made, default="")
 
     def _role(self, node: fx.Node) -> Role:
         labels = own_labels(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -85,6 +85,8 @@ class Site:
             the table need it. ``""`` for any other site.
         prediction: Whether it may be a prediction, such as logits: no later layer with weights computes something from it, a gradient
             passes through it, and it is no state or attention weights of a layer and no features after an activation.
+        probability: For an output that is computed from probabilities (or their logarithms) alone, the operation that made these, such
+            as ``"softmax"``; else ``""``.
         used: Whether the model's output depends on it.
         why_not: Why it is not selectable; ``""`` if it is.
     """
@@ -106,6 +108,7 @@ class Site:
     normed: str = ""
     reads: str = ""
     prediction: bool = False
+    probability: str = ""
     used: bool = True
     why_not: str = ""
 
@@ -120,6 +123,10 @@ class Site:
     def is_map(self) -> bool:
         """Whether the value has the axes of a convolution's output, [batch, channels, one or more further axes]."""
         return self.spatial > 0 and (self.shape is None or len(self.shape) == self.spatial + 2)
+
+    def made_by(self, operations: Iterable[str]) -> str:
+        """Return which of the operations made the value, or the probabilities that it is computed from; ``""`` if none did."""
+        return min({self.probability, *(label.op.lower() for label in self.labels)}.intersection(operations), default="")
 
     @property
     def op(self) -> str:

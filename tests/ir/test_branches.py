@@ -412,6 +412,17 @@ def test_a_mean_that_is_added_again_is_no_trunk(detached: bool) -> None:
         assert found(Model(forward)) == ["c"]
 
 
+def test_a_repeated_summand_is_no_branch() -> None:
+    """As the query of additive attention in a decoder, or the context of a GC block."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        keys = m.a(x)
+        query = m.b((torch.softmax(keys, 1) * x).sum(1))
+        return keys + query.unsqueeze(1), keys + m.c(query).unsqueeze(1) + m.d(F.relu(m.c(keys)))
+
+    assert found(Model(forward), torch.randn(2, 6, 4)) == ["d"]
+
+
 def test_a_trunk_into_which_a_signal_is_written() -> None:
     """As in a masked autoencoder; what has nothing but the shape of a signal is no trunk."""
 

@@ -96,7 +96,7 @@ def test_what_must_not_change() -> None:
 def test_errors() -> None:
     refused("ConfidencePenalty at b: the value has shape (2, 1), and so 1 unit (the units are the last axis); the penalty needs 2 or more.",
             lambda: graphreg.regularize(TwoLayers(), confidence=0.1)(X))  # fmt: skip
-    refused("ConfidencePenalty at 1: the penalty takes logits, and this is the output of a softmax. Select what the softmax reads.",
+    refused("ConfidencePenalty at 1: the penalty takes logits, and this comes from a softmax. Select what the softmax reads.",
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), confidence=0.1))  # fmt: skip
 
     class Loss(Classifier):

@@ -44,7 +44,7 @@ def test_what_must_not_change() -> None:
 
 
 def test_errors() -> None:
-    refused("ZLoss at 1: the penalty takes logits, and this is the output of a logsoftmax. Select what the logsoftmax reads.",
+    refused("ZLoss at 1: the penalty takes logits, and this comes from a logsoftmax. Select what the logsoftmax reads.",
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2), nn.LogSoftmax(1)), z_loss=0.1))  # fmt: skip
     refused("ZLoss at 0: axis=2 is out of range for a value of shape (1, 2); give the axis of the units, a whole number from -2 to 1.",
             lambda: graphreg.regularize(nn.Sequential(nn.Linear(2, 2)), ZLoss("*", 0.1, axis=2), example_inputs=LOGITS[:1]))  # fmt: skip
@@ -127,3 +127,31 @@ class Two(nn.Module):
 def test_states_features_and_detached_values_are_no_logits(second: str) -> None:
     module = graphreg.regularize(Two(second), z_loss=1.0)
     assert graphreg.report(module).regularizers[0].sites == (("head", "mul") if second == "capped" else ("head",))
+
+
+class Ensemble(nn.Module):
+    """Its output is made of probabilities alone; with a gate or a logarithm, it is made of logits."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(4, 3), nn.Linear(4, 3), way
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        a, b = self.a(x), self.b(x)
+        p, q = a.softmax(-1), b.softmax(-1)
+        ways: dict[str, Tensor | tuple[Tensor, Tensor]] = {
+            "mean": torch.stack([p, q]).mean(0), "clamped": p.clamp(1e-6, 1), "mixture": b.sigmoid() * p + (1 - b.sigmoid()) * q,
+            "gated": a * b.sigmoid(), "logarithm": (p + q).log(), "beside": (a, q.mean(0, keepdim=True)),
+        }  # fmt: skip
+        return ways[self.way]
+
+
+@pytest.mark.parametrize("way", ["mean", "clamped", "mixture", "gated", "logarithm", "beside"])
+@pytest.mark.parametrize("key", ["z_loss", "confidence"])
+def test_what_is_computed_from_probabilities_is_no_logit(way: str, key: str) -> None:
+    if way in ("mean", "clamped", "mixture"):
+        with pytest.raises(graphreg.RegularizerError, match="the penalty takes logits, and this comes from a s.*Select what the s.* reads"):
+            graphreg.regularize(Ensemble(way), **{key: 1.0})
+        return
+    sites = graphreg.report(graphreg.regularize(Ensemble(way), **{key: 1.0})).regularizers[0].sites
+    assert sites == {"gated": ("mul_2",), "logarithm": ("log",), "beside": ("a",)}[way]
