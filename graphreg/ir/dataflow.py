@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import FunctionType
 
 from torch import fx
 
@@ -39,7 +40,8 @@ def without_derivative(graph: fx.Graph) -> set[fx.Node]:
 def has_options_only(node: fx.Node) -> bool:
     """Return whether a tensor has the shape and options of another one, and none of its values, such as ``torch.zeros_like(x)``."""
     name = function_name(node)
-    return name.endswith("_like") or name.startswith("new_") or name == "new"
+    is_users = isinstance(node.target, FunctionType)  # those of torch are built in
+    return (name.endswith("_like") or name.startswith("new_") or name == "new") and not is_users
 
 
 def reached(

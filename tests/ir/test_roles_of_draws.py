@@ -75,6 +75,26 @@ def test_an_initial_state_is_a_constant(new: bool) -> None:
     assert graphreg.report(module).regularizers[0].sites == ("table", "tanh", "tanh_1")
 
 
+@torch.fx.wrap
+def mixed_like(x: Tensor) -> Tensor:
+    return x.flip(-1)
+
+
+class Mixes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(mixed_like(self.inner(x)))
+        return y
+
+
+def test_a_users_function_is_no_constant_by_its_name() -> None:
+    sites = graphreg.report(graphreg.regularize(Mixes(), hidden_l2=1.0)).regularizers[0].sites
+    assert sites == ("mixed_like",)
+
+
 @pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_the_directions_of_one_input_channel_are_weights(normalize: Callable[..., nn.Module]) -> None:
