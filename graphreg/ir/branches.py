@@ -54,8 +54,9 @@ class Residuals:
 
 
 def residuals(
-    graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], signals: Collection[fx.Node], products: Collection[fx.Node]
-) -> Residuals:
+    graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], signals: Collection[fx.Node], products: Collection[fx.Node],
+    learned: Collection[fx.Node],
+) -> Residuals:  # fmt: skip
     """Return the nodes of a graph whose values are residual branches, and those whose values are on the trunk.
 
     Args:
@@ -64,8 +65,9 @@ def residuals(
         sizes: The nodes whose values are numbers, shapes or flags.
         signals: The nodes that ``signals`` returns.
         products: The nodes that multiply data by weights.
+        learned: The nodes that are computed from parameters alone and that layers read, such as the queries of a decoder.
     """
-    return _Finder(graph, operations, sizes, signals, products).find()
+    return _Finder(graph, operations, sizes, signals, products, learned).find()
 
 
 def signals(graph: fx.Graph, sizes: Collection[fx.Node], products: Collection[fx.Node], filled: Collection[fx.Node]) -> set[fx.Node]:
@@ -108,9 +110,11 @@ class _Finder:
 
     def __init__(
         self, graph: fx.Graph, operations: Operations, sizes: Collection[fx.Node], signals: Collection[fx.Node],
-        products: Collection[fx.Node],
+        products: Collection[fx.Node], learned: Collection[fx.Node],
     ) -> None:  # fmt: skip
-        self.graph, self.operations, self.sizes, self.signals, self.products = graph, operations, sizes, signals, products
+        self.graph, self.operations, self.sizes, self.signals = graph, operations, sizes, {*signals, *learned}
+        self.products = {*products, *(node for node in learned if operations.is_product(node))}
+        self.learned = learned
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.residual = set[fx.Node]()  # the sums that have a branch
         self.branches, self.trunk = set[fx.Node](), set[fx.Node]()
@@ -202,8 +206,9 @@ class _Finder:
             before = self._before(other, self.order[trunk])
             # a product or more on the way from the trunk makes a summand a branch; without one, it
             # is another trunk
-            is_branch = trunk in before and any(each in self.products for each in _from(trunk, before))
-            if is_branch and not self._reads_other_parts(peeled[first], before) and not _is_repeated(other, node):
+            if trunk not in before or not any(each in self.products for each in _from(trunk, before)) or _is_repeated(other, node):
+                continue
+            if not self._is_added(trunk, before) and not self._reads_other_parts(peeled[first], before):
                 branches[other] = peeled[first]
         return branches
 
@@ -223,6 +228,7 @@ class _Finder:
         between = _from(chain.nodes[way], before)
         passed = sum(each in self.products for each in chain.nodes[:way])
         inside = way < chain.direct or all(_is_within(scope_of(each), scope_of(node)) for each in between)
+        inside = inside and not self._is_added(chain.nodes[way], between)
         is_branch = inside and sum(each in self.products for each in between) > passed
         # no block: two convolutions that read from blocks of one trunk, as those of WaveNet's sum of skips
         summed = (operand for each in self.residual.intersection(between) for operand in self._operands(each))
@@ -232,6 +238,10 @@ class _Finder:
         # ``W x + B A x`` is one layer with a change of low rank, as of LoRA
         is_branch = is_branch and not (passed and all(map(self._is_linear, between)))
         return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
+
+    def _is_added(self, trunk: fx.Node, before: Sequence[fx.Node]) -> bool:
+        """Return whether a learned value is added on the way to a branch, as positions are that several layers get, and so is no trunk."""
+        return trunk in self.learned and any(trunk in each.all_input_nodes and self._is_sum(each) for each in before)
 
     def _may_be_trunk(self, chain: Sequence[fx.Node], node: fx.Node) -> bool:
         """Return whether a summand may be a trunk: it has a gradient, and is not repeated, as a mean that was subtracted before."""

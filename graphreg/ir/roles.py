@@ -276,7 +276,7 @@ class _Judge:
 
     def sites(self) -> list[Site]:
         sites, flow = list[Site](), signals(self.graph, self.sizes, self.products, self.filled)
-        self.residuals = residuals(self.graph, self.operations, self.sizes, flow, self.products)
+        self.residuals = residuals(self.graph, self.operations, self.sizes, flow, self.products, self._learned())
         self.norms = batch_norms_fed(self.graph, self.operations, flow, self.products)
         for node in self.graph.nodes:
             labels = labels_of(node, self.operations)
@@ -337,6 +337,16 @@ class _Judge:
             return "state" if port is node else ""
         return "batch first" if layer.batch_first else "time first"
 
+    def _learned(self) -> set[fx.Node]:
+        """Return the nodes that are computed from parameters alone and that layers read, such as queries, and what these give."""
+        found = set[fx.Node]()
+        for node in (each for each in self.graph.nodes if each in self.weights):
+            layers = (user for user in node.users if user.op == "call_module")
+            is_read = any(self.operations.is_product(each) or self.operations.is_norm(each) for each in layers)
+            if is_read or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return found
+
     def _may_predict(self, node: fx.Node) -> bool:
         """Return whether the value may be a prediction, see ``Site``."""
         origin = self._origin(node)
@@ -347,7 +357,7 @@ class _Judge:
         name = function_name(source) if module is None else type(module).__name__
         is_state = bool(self._sequence(origin)) or isinstance(module, nn.RNNCellBase) or name in CELLS
         is_weights = bool(labels) and not labels[0].default
-        is_passed_on = node in self.passed_on or node in self.underived
+        is_passed_on = node in self.passed_on or node in self.underived or node not in self.deep
         return not (is_passed_on or is_state or is_weights or _plain(name) in _ACTIVATIONS)
 
     def _probability(self, node: fx.Node) -> str:

@@ -436,3 +436,33 @@ def test_a_trunk_into_which_a_signal_is_written() -> None:
 
 def test_a_cropped_or_thinned_trunk_is_one() -> None:
     assert found(Model(lambda m, x: x[:, ::2] + m.a(x)[:, 1::2]), torch.randn(2, 6, 4)) == ["getitem_1"]
+
+
+class Decoder(nn.Module):
+    """Learned queries that read a memory, as in DETR and Perceiver; positions that each layer adds anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.positions, self.scale, self.head = nn.Parameter(torch.rand(4, 8)), nn.Parameter(torch.rand(4, 8)), *linears(2)
+        self.own, self.cross = ([nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2)] for _ in range(2))
+        self.layers, self.mix, self.norm = nn.ModuleList([*self.own, *self.cross]), nn.ModuleList(linears(2)), nn.LayerNorm(8)
+
+    def forward(self, memory: Tensor) -> Tensor:
+        h = self.queries.expand(len(memory), -1, -1)
+        positions = self.scale(self.positions)
+        for own, cross, mix in zip(self.own, self.cross, self.mix, strict=True):
+            q = h + positions
+            h = self.norm(h + own(q, q, h)[0])
+            h = h + cross(h + positions, memory, memory)[0]
+            h = h + mix(h).relu()
+        y: Tensor = self.head(h)
+        return y
+
+
+def linears(count: int) -> list[nn.Module]:
+    return [nn.Linear(8, 8) for _ in range(count)]
+
+
+def test_learned_queries_are_a_trunk_and_positions_are_none() -> None:
+    for example in (torch.randn(2, 5, 8), None):
+        assert found(Decoder(), example) == ["layers.0", "layers.2", "relu", "layers.1", "layers.3", "relu_1"]

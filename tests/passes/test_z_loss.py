@@ -118,12 +118,13 @@ class Two(nn.Module):
             "detached": logits.detach(),
             "features": state.relu().flatten(1),
             "labels": logits.argmax(1),
+            "mask": torch.ones_like(logits).gather(1, torch.rand_like(logits).argsort(1)),
             "capped": 30 * torch.tanh(logits / 30),
         }
         return logits, seconds[self.second]
 
 
-@pytest.mark.parametrize("second", ["new state", "a view of a state", "pair", "detached", "features", "labels", "capped"])
+@pytest.mark.parametrize("second", ["new state", "a view of a state", "pair", "detached", "features", "labels", "mask", "capped"])
 def test_states_features_and_detached_values_are_no_logits(second: str) -> None:
     module = graphreg.regularize(Two(second), z_loss=1.0)
     assert graphreg.report(module).regularizers[0].sites == (("head", "mul") if second == "capped" else ("head",))
