@@ -240,8 +240,9 @@ class _Finder:
         return chain.nodes[: max(way + 1, chain.direct)] if is_branch else ()
 
     def _is_added(self, trunk: fx.Node, before: Sequence[fx.Node]) -> bool:
-        """Return whether a learned value is added on the way to a branch, as positions are that several layers get, and so is no trunk."""
-        return trunk in self.learned and any(trunk in each.all_input_nodes and self._is_sum(each) for each in before)
+        """Return whether a learned value is added to data on the way to a branch, as positions are in each layer, and so is no trunk."""
+        sums = (each for each in before if trunk in each.all_input_nodes and self._is_sum(each))
+        return trunk in self.learned and any(each not in self.learned for each in sums)
 
     def _may_be_trunk(self, chain: Sequence[fx.Node], node: fx.Node) -> bool:
         """Return whether a summand may be a trunk: it has a gradient, and is not repeated, as a mean that was subtracted before."""

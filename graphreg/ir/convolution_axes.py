@@ -117,24 +117,33 @@ def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Nod
         shape = shape_of(read)
         rank = dims + 2 if shape is None else len(shape)
         channels = Channels(rank, (rank - 1 - dims,))
-        unclear = [each for each in _alike_before(read, channels, operations) if each not in known or len(known[each].axes) > 1]
-        found |= dict.fromkeys(unclear, channels)
+        alike = _alike_before(read, channels, operations)
+        found |= {each: axes for each, axes in alike.items() if each not in known or len(known[each].axes) > 1}
     return found
 
 
-def _alike_before(value: fx.Node, channels: Channels, operations: Operations) -> list[fx.Node]:
-    """Return a value and those from which it gets its channels; an empty list if a layer whose units are last made one of them."""
+def _alike_before(value: fx.Node, channels: Channels, operations: Operations) -> dict[fx.Node, Channels]:
+    """Return a value and those from which it gets its channels, each with its channels.
+
+    The result is empty if a layer whose units are last made one of them, and the channels are not last.
+    """
     if _has_units_last(value, operations):
-        return []
-    alike = [value]
-    for each in alike:
+        return {}
+    alike, waiting = {value: channels}, [value]
+    for each in waiting:
         for operand in nodes_in((each.args, each.kwargs)):
-            shape = shape_of(operand)
-            is_new = operand not in alike and operand.op != "get_attr" and (shape is None or len(shape) == channels.rank)
-            if is_new and channels_of(each, operations, {operand: channels}) == channels:
-                if _has_units_last(operand, operations):
-                    return []
-                alike.append(operand)
+            if operand in alike or operand.op == "get_attr":
+                continue
+            rank = channels.rank if (shape := shape_of(operand)) is None else len(shape)
+            tried = (Channels(rank, (axis,)) for axis in range(rank))
+            found = next((axes for axes in tried if channels_of(each, operations, {operand: axes}) == alike[each]), None)
+            if found is None:
+                continue
+            if not _has_units_last(operand, operations):
+                alike[operand] = found
+                waiting.append(operand)
+            elif found.axes != (rank - 1,):
+                return {}
     return alike
 
 

@@ -560,7 +560,7 @@ def _require_batch(site: Site, regularizer: Any, calls: _Calls) -> None:
             f"{who}: axis 0 of this value is time, because a layer of [time, batch, ...] reads it or has made it, and batch_axis=0 would "
             f"take its steps for examples. Give batch_axis=1; if axis 0 has the examples nevertheless, give batch_axis={-dims}."
         )
-    elif axis is None:
+    elif axis is None and dims > 2:  # [batch, units] has no steps
         raise RegularizerError(
             f"{who}: a layer of [time, batch, ...] or a stack is near this value, and operations between them may change the axes, so it "
             f"is not known which axis has the examples. Give its number: batch_axis={-dims} if axis 0 has them, batch_axis={1 - dims} if "

@@ -239,3 +239,27 @@ def test_scalars_and_examples_as_groups() -> None:
     sites = {site.name: site for site in graphreg.trace(PerExample(), x).values}
     assert sites["sigmoid"].channels == 1 and sites["sigmoid"].is_map
     assert "hidden" not in {site.role for site in sites.values() if site.name.startswith("view")}  # a kernel is no value that a layer reads
+
+
+class Canvas(nn.Module):
+    """Rows of features are put at places of a canvas, which becomes a map (PointPillars); tokens become a map (hybrids)."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.lin, self.conv, self.tokens = nn.Linear(5, 8), nn.Conv2d(8, 4, 3, padding=1), tokens
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.lin(x).relu()
+        if self.tokens:
+            return self.conv(h.transpose(1, 2).mul(2).reshape(-1, 8, 4, 4))
+        canvas = torch.zeros(len(h), 8, 16)
+        canvas[:, :, :3] = h[:, :3].transpose(1, 2)
+        return self.conv((canvas + 0).view(-1, 8, 4, 4))
+
+
+def test_what_becomes_a_map_before_a_convolution_has_its_channels() -> None:
+    x = torch.randn(2, 16, 5)
+    for tokens, name in ((True, "mul"), (False, "add")):
+        sites = {site.name: site for site in graphreg.trace(Canvas(tokens), x).values}
+        assert sites[name].channels == 1 and sites[name].is_map
+        assert (sites["relu"].channels, sites["relu"].is_map) == ((2, False) if tokens else (None, False))

@@ -152,6 +152,20 @@ def test_steps_are_not_taken_for_examples(example: Tensor | None) -> None:
         graphreg.regularize(layer, drop_path=0.5, example_inputs=x)
     assert len(graphreg.report(graphreg.regularize(layer, drop_path={"strength": 0.5, "batch_axis": 1}, example_inputs=x)).sites) == 2
 
+    class Last(nn.Module):
+        """A value of [batch, units] has no steps."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.linear = nn.GRU(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.rnn(x)[0][-1]
+            y: Tensor = h + self.linear(h)
+            return y
+
+    assert graphreg.report(graphreg.regularize(Last(), drop_path=0.5, example_inputs=x)).regularizers[0].sites == ("linear",)
+
     class Viewed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
