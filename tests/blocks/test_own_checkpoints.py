@@ -328,7 +328,10 @@ def test_language_models_in_place(name: str) -> None:
         output.loss.backward()
         found.append(([output.loss, model.penalties(), [p.grad.clone() for p in model.parameters()]], size))
     (plain, size_plain), (checkpointed, size) = found
-    assert_equal(checkpointed, plain)
+    assert_equal(checkpointed[:2], plain[:2])
+    # autograd adds the gradients of a value that a block and its residual sum read in another order
+    for ours, theirs in zip(checkpointed[2], plain[2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()) + 1e-12)
     graphreg.strip_(model)
     _, size_of_model = saved_bytes(lambda: model(**given))
     assert size <= 1.1 * size_of_model < 0.2 * size_plain
