@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterator
@@ -278,10 +279,17 @@ class _Judge:
         sites, flow = list[Site](), signals(self.graph, self.sizes, self.products, self.filled)
         self.residuals = residuals(self.graph, self.operations, self.sizes, flow, self.products, self._learned())
         self.norms = batch_norms_fed(self.graph, self.operations, flow, self.products)
+        heads = set[tuple[fx.Node, int]]()
         for node in self.graph.nodes:
             labels = labels_of(node, self.operations)
-            if labels:
-                sites.append(self._site(node, labels))
+            if not labels:
+                continue
+            sites.append(self._site(node, labels))
+            if sites[-1].role == "output" and sites[-1].prediction and sites[-1].shape is not None:
+                # a reshaped copy of logits that are an output, too, would count them twice
+                head = self._origin(node), math.prod(sites[-1].shape)
+                sites[-1] = replace(sites[-1], prediction=head not in heads)
+                heads.add(head)
         # probabilities beside logits, such as attention weights, are no predictions
         if any(site.prediction and site.role == "output" and not site.probability for site in sites):
             sites = [replace(site, prediction=False) if site.probability else site for site in sites]

@@ -120,13 +120,17 @@ class Two(nn.Module):
             "labels": logits.argmax(1),
             "mask": torch.ones_like(logits).gather(1, torch.rand_like(logits).argsort(1)),
             "capped": 30 * torch.tanh(logits / 30),
+            "the logits once more": logits.flatten(),
         }
         return logits, seconds[self.second]
 
 
-@pytest.mark.parametrize("second", ["new state", "a view of a state", "pair", "detached", "features", "labels", "mask", "capped"])
+SECONDS = ["new state", "a view of a state", "pair", "detached", "features", "labels", "mask", "capped", "the logits once more"]
+
+
+@pytest.mark.parametrize("second", SECONDS)
 def test_states_features_and_detached_values_are_no_logits(second: str) -> None:
-    module = graphreg.regularize(Two(second), z_loss=1.0)
+    module = graphreg.regularize(Two(second), z_loss=1.0, example_inputs=(torch.randn(5, 4),))
     assert graphreg.report(module).regularizers[0].sites == (("head", "mul") if second == "capped" else ("head",))
 
 
@@ -142,17 +146,17 @@ class Ensemble(nn.Module):
         p, q = a.softmax(-1), b.softmax(-1)
         ways: dict[str, Tensor | tuple[Tensor, Tensor]] = {
             "mean": torch.stack([p, q]).mean(0), "clamped": p.clamp(1e-6, 1), "mixture": b.sigmoid() * p + (1 - b.sigmoid()) * q,
-            "gated": a * b.sigmoid(), "logarithm": (p + q).log(), "beside": (a, q.mean(0, keepdim=True)),
+            "flat": p.flatten(), "gated": a * b.sigmoid(), "logarithm": (p + q).log(), "beside": (a, q.mean(0, keepdim=True)),
         }  # fmt: skip
         return ways[self.way]
 
 
-@pytest.mark.parametrize("way", ["mean", "clamped", "mixture", "gated", "logarithm", "beside"])
+@pytest.mark.parametrize("way", ["mean", "clamped", "mixture", "flat", "gated", "logarithm", "beside"])
 @pytest.mark.parametrize("key", ["z_loss", "confidence"])
 def test_what_is_computed_from_probabilities_is_no_logit(way: str, key: str) -> None:
-    if way in ("mean", "clamped", "mixture"):
+    if way in ("mean", "clamped", "mixture", "flat"):
         with pytest.raises(graphreg.RegularizerError, match="the penalty takes logits, and this comes from a s.*Select what the s.* reads"):
-            graphreg.regularize(Ensemble(way), **{key: 1.0})
+            graphreg.regularize(Ensemble(way), example_inputs=(torch.randn(5, 4),), **{key: 1.0})
         return
     sites = graphreg.report(graphreg.regularize(Ensemble(way), **{key: 1.0})).regularizers[0].sites
     assert sites == {"gated": ("mul_2",), "logarithm": ("log",), "beside": ("a",)}[way]
