@@ -16,6 +16,8 @@ _SHOWN = 8  # arguments that an error message lists
 _PYTHONS = sysconfig.get_path("stdlib")
 # what torch says of t.expand(n, 4), where n is a size of an input and t a tensor that is no traced value
 _TOO_MANY = re.compile(r"(\w+)\(\) takes \d+ positional arguments? but \d+ were given")
+# what torch says of torch.FloatTensor(n, 4) or torch.LongTensor(x), which no trace sees: these classes are written in C
+_OLD_CONSTRUCTOR = re.compile(r"not a storage '|new\(\) received an invalid combination of arguments")
 
 
 def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
@@ -44,6 +46,11 @@ def refusal(model: nn.Module, error: Exception, examples: bool) -> str:
 
     if (given := _TOO_MANY.fullmatch(why)) and hasattr(Tensor, given[1]):
         why += f"; of a tensor that is the same at each call, torch takes traced sizes as one tuple: t.{given[1]}((n, -1))"
+    if _OLD_CONSTRUCTOR.match(why):
+        why = (
+            "torch.Tensor and the classes of one dtype, such as torch.FloatTensor, take no traced values. Write torch.empty(n, 4) for "
+            "torch.FloatTensor(n, 4), and x.long() for torch.LongTensor(x)"
+        )
 
     # without its first letter: it begins a sentence in one message, and goes on in the other
     step = (

@@ -230,7 +230,19 @@ class DrawsByNumpy(nn.Module):
         return x * float(np.random.rand())
 
 
+class OldConstructor(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.FloatTensor(x.size(0), 1).fill_(0.5)
+
+
+class OldConversion(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.FloatTensor(x)
+
+
 CAUSES = {
+    "Write torch.empty(n, 4) for torch.FloatTensor(n, 4)": OldConstructor,
+    "and x.long() for torch.LongTensor(x)": OldConversion,
     "a function that torch.jit.script has compiled asks for it": CallsScripted,
     "it puts a hook on a traced value (by register_hook)": HooksValue,
     "Draw by torch's functions, or move that step into a submodule": DrawsByNumpy,
