@@ -189,12 +189,12 @@ def _limit(rate: float) -> int:
 
 
 DIFFERENTIATED = (
-    "the rate of a random mask (noise.keep) is differentiated, and a mask of zeros and ones has no derivative by its rate. The rest of a "
-    "formula, such as the factor 1 / (1 - p), has one, but that alone is wrong, often in its sign. To find how a loss changes with a rate, "
-    "call the module at two rates that differ visibly (by 0.05, say) with equal masks elsewhere (graphreg.frozen_noise, or the same "
-    "graphreg.rng_state), and average the differences over many calls. So lend no such strength that requires a gradient; within a "
-    "formula, give p.detach() if the gradient by p is to leave the mask out. A rate that is learned needs a mask with a derivative, as "
-    "concrete_dropout has."
+    "the rate of a random mask (noise.keep) is differentiated, and a mask of zeros and ones has no derivative with respect to its rate."
+    " The rest of a formula, such as the factor 1 / (1 - p), has one, but that alone is wrong, often in its sign. To find how a loss "
+    "changes with a rate, call the module at two rates that differ visibly (by 0.05, say) with equal masks elsewhere "
+    "(graphreg.frozen_noise, or the same graphreg.rng_state), and average the differences over many calls. So do not pass a rate that "
+    "requires a gradient. Within a formula, give noise.keep p.detach() if the gradient should leave the mask out. A rate that is "
+    "learned needs a mask with a derivative, as concrete_dropout has."
 )
 _RATES = (torch.float32, torch.float64)  # the dtypes of a rate that is not converted
 _FEW = 16  # up to this many streams, Python integers are faster than a dozen operators

@@ -299,7 +299,7 @@ class RuntimeModule(nn.Module):
         name = next((name for name, row in rules.session.strengths.items() if row.regularizer is regularizer), None)
         if name in rules.strengths and strength.shape != (shape := rules.strengths[name].shape):
             raise RegularizerError(
-                f"{name} was lent a strength of shape {list(strength.shape)}, and needs {list(shape)}: an element for each site in "
+                f"{name} was given a strength of shape {list(strength.shape)}, but needs {list(shape)}: one element for each site in "
                 f"graphreg.strength_buffers(module)[{name!r}].sites."
             )
 

@@ -116,8 +116,8 @@ def on_weights_and_values() -> dict[str, tuple[list[float], list[float], list[fl
     squared, paper = (term("rnn", RecurrentNorm("hid1", 1.0, norm=kind)) for kind in ("squared", "l2"))
     hidden = CASES["hidden-l1/default"]["term"]
     return {
-        "`weight_l2`, four weights": ([weight["l2_doc_sum"]], [weight["l2_code_mean"]], [l2, sums[0]]),
-        "`weight_l1`, four weights": ([weight["l1_doc_sum"]], [weight["l1_code_mean"]], [l1, sums[1]]),
+        "`weight_l2`, four weight matrices": ([weight["l2_doc_sum"]], [weight["l2_code_mean"]], [l2, sums[0]]),
+        "`weight_l1`, four weight matrices": ([weight["l1_doc_sum"]], [weight["l1_code_mean"]], [l1, sums[1]]),
         "`hidden_l1`, three layers": ([hidden_sums()], [hidden], [term("ff", HiddenL1("*", 1.0))]),
         "`hidden_l1` on `hid1`": ([], [CASES["hidden-l1/bare-layer"]["term"]], [term("ff", HiddenL1("hid1", 1.0))]),
         "`recurrent_norm`, tanh": (

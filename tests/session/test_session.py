@@ -159,7 +159,7 @@ def test_strength_buffers_are_what_a_call_reads(blocks: str | None) -> None:
 def test_an_element_that_nothing_reads_is_refused_and_missing_ones() -> None:
     module = graphreg.regularize(net(), noise=0.3, hidden_l1=0.2, rng=0)
     for name, wrong in (("noise", 3), ("hidden_l1", 3), ("hidden_l1", 1), ("noise", 1)):
-        message = rf"{name} was lent a strength of shape \[{wrong}\], and needs \[2\]: an element for each site in graphreg\."
+        message = rf"{name} was given a strength of shape \[{wrong}\], but needs \[2\]: one element for each site in graphreg\."
         with pytest.raises(RegularizerError, match=message):
             functional_call(module, lent(module, {name: torch.rand(wrong)}), (X,))
         with pytest.raises(RegularizerError, match=message):
