@@ -736,6 +736,21 @@ def test_epochs_that_a_train_of_the_models_own_counts(reads: bool, front_end: An
         assert torch.equal(placed.train()(x), plain.train()(x)) and torch.equal(placed.eval()(x), plain.eval()(x))
 
 
+class SetsModesByItself(nn.Sequential):
+    def train(self, mode: bool = True) -> SetsModesByItself:
+        self[0].train(mode)
+        return super().train(mode)
+
+
+def test_a_train_of_the_models_own_that_only_sets_modes_costs_no_further_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial, ran = sys.modules["graphreg.tracing.proof.proof"]._Trial, list[str]()
+    for name in ("_call_model", "_run_graph"):
+        own = getattr(trial, name)
+        monkeypatch.setattr(trial, name, lambda self, call, own=own, name=name: (ran.append(f"{self.mode} {name}"), own(self, call))[1])
+    graphreg.regularize(SetsModesByItself(nn.Linear(4, 4), nn.ReLU()), weight_l2=0.1, example_inputs=X)
+    assert sorted(ran) == [f"{mode} {name}" for mode in ("eval", "train") for name in ("_call_model", "_run_graph")]
+
+
 def test_strip_warns_of_a_graph_that_was_never_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     told = list[str]()
     monkeypatch.setattr(logging.getLogger("graphreg"), "warning", lambda text, *args: told.append(text % args))

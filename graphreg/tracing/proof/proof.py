@@ -396,6 +396,9 @@ class _Trial:
                 model.train(mode)
 
         with modes_set({module: module.training for module in model.modules()}, lambda module: module.training):
+            idle, alone = self._ran(lambda call: None), self._ran(lambda call: switch(self.before))
+            if not alone.left and not _differing(idle, alone, False):
+                return  # the methods set the mode alone, as those of transformers do
             theirs, ours = (self._ran(forward, (self.call, self.call), [switch]) for forward in (self._call_model, self._run_graph))
         if theirs.error is None and (what := _differing(theirs, ours, True)):
             raise NotTheModel(f"{self.claim.title} cannot be traced: {what} after eval() and train(). {_OWN_SWITCH}")
@@ -528,7 +531,7 @@ class _Trial:
                         if 0 < i <= len(between):
                             between[i - 1](before)
                         output = (first if first and i == 0 else forward)(call)
-                if forward == self._call_model:
+                if forward != self._run_graph:
                     ran.left = self._left(places)
                 ran.values = {place: detached_copy(leaf) for place, leaf in leaves_with_places(output, "output")}
                 for place, leaf in (*leaves_with_places(call[0], "args"), *leaves_with_places(call[1], "kwargs")):
