@@ -32,6 +32,8 @@ class NEFTune(Splice, keys=("neftune",)):
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
         reading = [site for site in sites if site.reads]
+        # an embedding of one index an example, such as a user, is no sequence
+        reading = [site for site in reading if site.shape is None or not self.unfit(site.shape)] or reading
         return [site for site in reading if site.reads == reading[0].reads]
 
     def unfit(self, shape: Sequence[int]) -> str:

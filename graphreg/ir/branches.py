@@ -123,6 +123,8 @@ class _Finder:
         for node in self.graph.nodes:
             if self._is_sum(node):
                 self._judge(node)
+        # a value to which a later sum adds a branch is a state, and what was added to it before, such as positions, is no trunk
+        self.branches -= {branch for branch in self.branches if not self.trunk.isdisjoint(self._peeled(branch))}
         for node in list(self.trunk):
             self.trunk.update(self._since_the_sum(node))
         return Residuals(self.branches, self._firsts())

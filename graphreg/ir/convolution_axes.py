@@ -75,6 +75,8 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     if dims := spatial_dims(node, operations):
         rank = dims + 2 if shape is None else len(shape)
         return Channels(rank, (rank - 1 - dims,))
+    if shape is not None and len(shape) == 3 and _unfolds(node, operations):
+        return Channels(3, (1,))
     alike = [_broadcast(node, operand, known[operand]) for operand in operands_with_its_axes(node, operations) if operand in known]
     if found := [each for each in alike if each]:
         return max(found, key=lambda each: (each.rank, each.spatial))
@@ -168,6 +170,12 @@ def _broadcast(node: fx.Node, operand: fx.Node, before: Channels) -> Channels | 
     more = len(made) - len(given)
     axes = tuple(axis + more for axis in before.axes)
     return Channels(len(made), axes) if all(given[axis - more] == made[axis] for axis in axes) else None
+
+
+def _unfolds(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node gathers patches of a map, [batch, channels of a patch, patches]; ``Tensor.unfold`` is another function."""
+    is_function = node.target is nn.functional.unfold or function_name(node) == "im2col"
+    return is_function or isinstance(operations.module(node), nn.Unfold)
 
 
 def _is_channel_norm(node: fx.Node, operations: Operations) -> bool:

@@ -104,6 +104,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "")
 
 
+_JOINS = {"cat", "concat", "concatenate", "stack", "hstack"}
 _PROBABILITIES = {"softmax", "logsoftmax", "sigmoid"}
 # a probability is no activation: a penalty that takes logits refuses it and says so
 _ACTIVATIONS = {_plain(name) for name in activation.__all__ if not re.search("softmax|softmin|^sigmoid|attention", name.lower())}
@@ -148,6 +149,7 @@ class _Judge:
         # depends on an input through tensors, not only through sizes; or on a draw, such as the noise that a generator begins with
         self.data: set[fx.Node] = set()
         self.weights: set[fx.Node] = set()  # computed from parameters, and not from data
+        self.queries: set[fx.Node] = set()  # those of the weights that a layer computes, such as learned queries of attention
         self.deep: set[fx.Node] = set()  # depends on a product of data with weights
         # data was written into the value, so a later node that reads it is data, too
         self.filled: set[fx.Node] = set()
@@ -213,13 +215,19 @@ class _Judge:
             self.data.add(node)
         elif of_weights:
             self.weights.add(node)
+            is_layer = self.operations.is_product(node) and (node.op == "call_module" or function_name(node) == "linear")
+            if is_layer or not self.queries.isdisjoint(tensors):
+                self.queries.add(node)
 
         is_product = bool(data) and (self.operations.is_product(node) or acts_as_opaque(node))
-        if is_product and (node.op == "call_module" or any(n in self.weights for n in node.all_input_nodes)):
+        weights = self.weights.intersection(node.all_input_nodes)
+        if is_product and (node.op == "call_module" or weights):
             # a model may compute the kernel, which is no value that a layer reads
             has_kernel = node.op == "call_function" and function_name(node).startswith(("conv", "linear")) and len(node.args) > 1
             kernel = node.args[1] if has_kernel else node.kwargs.get("weight")
-            self.hidden.update(origin for n in data if n is not kernel and (origin := self._origin(n)) in self.deep)
+            # nor are keys that are multiplied by learned queries
+            if has_kernel or not weights or not weights <= self.queries:
+                self.hidden.update(origin for n in data if n is not kernel and (origin := self._origin(n)) in self.deep)
             self.products.add(node)
             self.deep.add(node)
             # an embedding's input is indices, in whatever dtype
@@ -227,7 +235,10 @@ class _Judge:
             if is_embedding or function_name(node) in ("embedding", "embedding_bag"):
                 indices = [self._origin(n) for n in data]
                 self.integers.update(indices)
-                self.reads.update((node, str(each.target)) for each in indices if each.op == "placeholder" and BOUNDARY not in each.meta)
+                # of joined indices, as a history of items and the next item, the first ones count
+                joined = (next(nodes_in(each.args), each) if function_name(each) in _JOINS else each for each in indices)
+                given = (each for each in map(self._origin, joined) if each.op == "placeholder" and BOUNDARY not in each.meta)
+                self.reads.update((node, str(each.target)) for each in given)
         elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
         self._fill(node)

@@ -465,3 +465,36 @@ def linears(count: int) -> list[nn.Module]:
 
 def test_learned_queries_are_a_trunk_and_positions_are_none() -> None:
     assert found(Decoder(), torch.randn(2, 5, 8)) == ["layers.0", "layers.2", "relu", "layers.1", "layers.3", "relu_1"]
+
+
+def test_a_state_to_which_a_later_sum_adds_is_no_branch() -> None:
+    """As in the mask decoder of SAM: each attention gets the first tokens once more."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(x + m.a(x).mean(1, keepdim=True).expand_as(x))
+        q = h + x
+        y: Tensor = h + m.c(F.relu(m.b(q)))
+        return y
+
+    assert found(Model(forward), torch.randn(2, 6, 4)) == ["expand_as", "c"]
+
+
+class LearnedQueries(nn.Module):
+    """Perceiver: attention of learned queries, then of queries from data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents, self.q, self.kv, self.out = nn.Parameter(torch.randn(3, 8)), nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.latents.expand(len(x), -1, -1)
+        for context in (x, None):
+            k, v = self.kv(h if context is None else context).chunk(2, -1)
+            h = h + self.out(torch.softmax(self.q(h) @ k.transpose(1, 2), -1) @ v)
+        return h
+
+
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_keys_are_no_hidden_values_whether_the_queries_are_learned_or_not(front_end: Any) -> None:
+    traced = graphreg.trace(LearnedQueries(), torch.randn(2, 5, 8), front_end=front_end)
+    assert [site.name for site in traced.values if site.role == "hidden"] == ["matmul_1", "add", "matmul_3"]

@@ -263,3 +263,24 @@ def test_what_becomes_a_map_before_a_convolution_has_its_channels() -> None:
         sites = {site.name: site for site in graphreg.trace(Canvas(tokens), x).values}
         assert sites[name].channels == 1 and sites[name].is_map
         assert (sites["relu"].channels, sites["relu"].is_map) == ((2, False) if tokens else (None, False))
+
+
+class Unfolds(nn.Module):
+    """The frames of a time-delay network (x-vectors): the last axis of what ``unfold`` returns is time."""
+
+    def __init__(self, as_layer: bool) -> None:
+        super().__init__()
+        self.kernel, self.unfold = nn.Linear(15, 8), nn.Unfold((3, 5), stride=(1, 5)) if as_layer else None
+
+    def forward(self, x: Tensor) -> Any:
+        x = x.unsqueeze(1)
+        frames = nn.functional.unfold(x, (3, 5), stride=(1, 5)) if self.unfold is None else self.unfold(x)
+        return self.kernel((frames * 2).transpose(1, 2)), x.unfold(2, 3, 1)
+
+
+@pytest.mark.parametrize("as_layer", [True, False])
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_what_unfold_gathers_has_its_channels_on_axis_1(front_end: Any, as_layer: bool) -> None:
+    traced = graphreg.trace(Unfolds(as_layer), torch.randn(4, 12, 5), front_end=front_end)
+    channels = {site.name: site.channels for site in traced.values}
+    assert channels["mul"] == 1 and channels["kernel"] == 2 and channels[traced.values[-1].name] is None

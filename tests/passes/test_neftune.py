@@ -140,6 +140,24 @@ def test_of_several_inputs_the_first() -> None:
     assert [edit.site.name for edit in plan.edits] == ["token"]
 
 
+class Items(nn.Module):
+    """A recommender: the table of items gets a history and the next item, joined; that of users one index an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item, self.out = nn.Embedding(5, 4), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, user: Tensor, history: Tensor, item: Tensor) -> Tensor:
+        ids = torch.cat([history, item[:, None]], 1)
+        return self.out(self.user(user) + self.item(ids).mean(1))
+
+
+def test_joined_indices_and_an_index_an_example() -> None:
+    traced = graphreg.trace(Items(), (torch.tensor([1, 2]), IDS, torch.tensor([3, 4])))
+    assert [edit.site.name for edit in graphreg.plan(traced, NEFTune("*", 5.0)).edits] == ["item"]
+    assert {site.name: site.reads for site in traced.values if site.reads} == {"user": "user", "item": "history"}
+
+
 def test_modes_and_strength_0() -> None:
     acts_in_train_mode_alone(NEFTune("0", 5.0), torch.randn(2, 3, 4))
 
