@@ -1,4 +1,4 @@
-"""Follows the channels of a convolution from value to value: which axes of each value they are."""
+"""Follows the channels of a convolution, or the units of a linear layer, from value to value: which axes of each value they are."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "c
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _PARTS = {"chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"}  # their results are tuples of parts
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
+_PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"}
 _LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling)
 
 
@@ -66,6 +67,9 @@ class Channels:
         return self.rank - 1 - self.axes[0] if len(self.axes) == 1 else 0
 
 
+_NORM_DIMS: dict[type, int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
+
+
 def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, Channels]) -> Channels | None:
     """Return the channels of a node's value; None if no axis is known to have a convolution's channels.
 
@@ -80,8 +84,9 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     alike = [_broadcast(node, operand, known[operand]) for operand in operands_with_its_axes(node, operations) if operand in known]
     if found := [each for each in alike if each]:
         return max(found, key=lambda each: (each.rank, each.spatial))
-    if shape is not None and len(shape) > 2 and _is_channel_norm(node, operations):
-        return Channels(len(shape), (1,))  # behind attention that is written out, for example
+    dims = len(shape) if shape is not None else _NORM_DIMS.get(type(operations.module(node)), 0)
+    if dims > 2 and _is_channel_norm(node, operations):
+        return Channels(dims, (1,))  # behind attention that is written out, for example
     operands = list(dict.fromkeys(nodes_in((node.args, node.kwargs))))
     if not any(operand in known for operand in operands) or operations.is_opaque(node):
         return None
@@ -122,6 +127,42 @@ def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Nod
         alike = _alike_before(read, channels, operations)
         found |= {each: axes for each, axes in alike.items() if each not in known or len(known[each].axes) > 1}
     return found
+
+
+def units_of(node: fx.Node, operations: Operations, known: dict[fx.Node, Channels | None]) -> Channels | None:
+    """Return which axes of a value have the units of the layers that made it: a convolution's channels, the last axis of other layers.
+
+    None if no such layer is near, if the shapes are not known, or if the operands have their units on different axes. ``known``: the
+    values that were asked for before; gets those that are asked for now.
+    """
+    if node not in known:
+        known[node] = None  # also for a value that is asked for within its own question
+        shape, source = shape_of(node), node
+        while is_port(source, operations) and isinstance(source.args[0], fx.Node):
+            source = source.args[0]
+        of_torch = type(operations.module(source)).__module__.startswith("torch.nn.") and operations.is_product(source)
+        if (is_linear(node, operations) or (of_torch and not spatial_dims(node, operations))) and shape is not None:
+            known[node] = Channels(len(shape), (len(shape) - 1,))
+        elif spatial_dims(node, operations):
+            known[node] = channels_of(node, operations, {})
+        elif not (operations.is_product(node) or operations.is_opaque(node)):
+            operands = {n: axes for n in nodes_in((node.args, node.kwargs)) if (axes := units_of(n, operations, known)) is not None}
+            found = {channels_of(node, operations, {operand: axes}) for operand, axes in operands.items()}
+            known[node] = found.pop() if len(found) == 1 else None
+    return known[node]
+
+
+def may_move_units(node: fx.Node, operations: Operations) -> bool:
+    """Return whether an operation after the last layer permutes other axes than 0 and 1, so that a value's units may not be last."""
+
+    def before(each: fx.Node) -> Iterable[fx.Node]:
+        is_layer = operations.is_product(each) or operations.is_opaque(each) or function_name(each) == "scaled_dot_product_attention"
+        return () if is_layer else nodes_in((each.args, each.kwargs))
+
+    def permutes(each: fx.Node) -> bool:
+        return function_name(each) in _PERMUTES and {*each.args[1:], *each.kwargs.values()} != {0, 1}
+
+    return nearest(node, permutes, before) is not None
 
 
 def _alike_before(value: fx.Node, channels: Channels, operations: Operations) -> dict[fx.Node, Channels]:

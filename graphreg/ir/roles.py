@@ -180,6 +180,11 @@ class _Judge:
                 self.used.add(node)
             if any(user in self.products or user in self.passed_on for user in node.users):
                 self.passed_on.add(node)
+        # each read of a field of what an opaque module returned is a node
+        reads: dict[str, set[fx.Node]] = {}
+        for node in (each for each in graph.nodes if function_name(each) in ("getattr", "getitem")):
+            reads.setdefault(f"{node.target} {node.args}", set()).add(node)
+        self.passed_on.update(*(alike for alike in reads.values() if not self.passed_on.isdisjoint(alike)))
 
     def _walk(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -230,21 +235,24 @@ class _Judge:
                 self.hidden.update(origin for n in data if n is not kernel and (origin := self._origin(n)) in self.deep)
             self.products.add(node)
             self.deep.add(node)
-            # an embedding's input is indices, in whatever dtype
-            is_embedding = isinstance(self.operations.module(node), (nn.Embedding, nn.EmbeddingBag))
-            if is_embedding or function_name(node) in ("embedding", "embedding_bag"):
-                indices = [self._origin(n) for n in data]
-                self.integers.update(indices)
-                # of joined indices, as a history of items and the next item, the first ones count
-                joined = (next(nodes_in(each.args), each) if function_name(each) in _JOINS else each for each in indices)
-                given = (each for each in map(self._origin, joined) if each.op == "placeholder" and BOUNDARY not in each.meta)
-                self.reads.update((node, str(each.target)) for each in given)
+            self._note_indices(node, data)
         elif any(n in self.deep or n in self.filled_deep for n in data):
             self.deep.add(node)
         self._fill(node)
 
         if channels := channels_of(node, self.operations, self.channels):
             self.channels[node] = channels
+
+    def _note_indices(self, node: fx.Node, data: list[fx.Node]) -> None:
+        """If the node looks up embeddings, note that its input is indices, in whatever dtype, and which input of the model they are."""
+        is_embedding = isinstance(self.operations.module(node), (nn.Embedding, nn.EmbeddingBag))
+        if is_embedding or function_name(node) in ("embedding", "embedding_bag"):
+            indices = [self._origin(n) for n in data]
+            self.integers.update(indices)
+            # of joined indices, as a history of items and the next item, the first ones count
+            joined = (next(nodes_in(each.args), each) if function_name(each) in _JOINS else each for each in indices)
+            given = (each for each in map(self._origin, joined) if each.op == "placeholder" and BOUNDARY not in each.meta)
+            self.reads.update((node, str(each.target)) for each in given)
 
     def _scaled(self, node: fx.Node) -> fx.Node:
         """Return the output of the embedding layer that a look-up is a part of: a subclass may multiply what it looks up by a factor."""

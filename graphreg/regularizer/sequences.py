@@ -232,24 +232,19 @@ class _Calls:
 
         It is 1, unless a path leads between the value and a layer of [time, batch, ...], or a stack of
         steps. Then the axis is followed through operations that keep or permute the axes; None if
-        there are others on each path, or if the value is a stack of sequences.
+        there are others on each path, or if the value is a stack of sequences. From a layer of [batch, time, ...], it is followed, too.
         """
         node = self.nodes.get(site.name)
         if node is None or node in self.times:
             return 1 if node is None else self.times[node]
+        if node in self.moved:
+            return self.moved[node]
         return None if nearest(node, self._stacks_sequences, lambda n: operands_with_its_axes(n, self.operations)) else 1
 
     @cached_property
     def times(self) -> dict[fx.Node, int | None]:
         """The axis of time of each value from which a path leads to a layer of [time, batch, ...] or a stack of steps, if it is known."""
-        times = dict[fx.Node, int | None](dict.fromkeys(self._time_first(), 0))
-        waiting = list(times)
-        while waiting:
-            node = waiting.pop()
-            for other, axis in self._with_time(node, times[node] or 0):
-                if other not in times:
-                    times[other] = axis
-                    waiting.append(other)
+        times: dict[fx.Node, int | None] = {**self._followed((*self._layers(batch_first=False), *self._stacks()), 0)}
         sizes = set[fx.Node]().union(*map(sizes_of, self.graphs)) if times else set()
         waiting = list(times)
         while waiting:
@@ -257,6 +252,23 @@ class _Calls:
             for other in (*node.users, *node.all_input_nodes):
                 if other not in times and other not in sizes and other.op not in ("get_attr", "output"):
                     times[other] = None
+                    waiting.append(other)
+        return times
+
+    @cached_property
+    def moved(self) -> dict[fx.Node, int]:
+        """The axis of time of what is computed, by operations that keep or permute the axes, from a layer of [batch, time, ...]."""
+        return self._followed(self._layers(batch_first=True), 1)
+
+    def _followed(self, values: Iterable[fx.Node], axis: int) -> dict[fx.Node, int]:
+        """Return the axis of time of these values, which is ``axis``, and of those that are computed from them or they from these."""
+        times = dict.fromkeys(values, axis)
+        waiting = list(times)
+        while waiting:
+            node = waiting.pop()
+            for other, moved in self._with_time(node, times[node]):
+                if other not in times:
+                    times[other] = moved
                     waiting.append(other)
         return times
 
@@ -281,25 +293,26 @@ class _Calls:
 
         return nearest(self.nodes[site.name], lambda node: spatial_dims(node, self.operations), operands)
 
-    def _time_first(self) -> Iterator[fx.Node]:
-        """Yield the values of which axis 0 is time for sure.
-
-        They are what a layer with ``batch_first=False`` reads and returns, stacks of steps, and values
-        into which a loop writes step by step.
-        """
-        layers = {path for path, module in self.operations.modules.items() if getattr(module, "batch_first", None) is False}
+    def _layers(self, batch_first: bool) -> Iterator[fx.Node]:
+        """Yield what a layer with this ``batch_first`` reads and returns."""
+        layers = {path for path, module in self.operations.modules.items() if getattr(module, "batch_first", None) is batch_first}
         # the layers of a Transformer know the order, and the Transformer may not
         paths = {path[:end] for path in layers for end in [*[i for i, letter in enumerate(path) if letter == "."], len(path)]}
+        for node in (node for graph in self.graphs for node in graph.nodes):
+            source = self._source(node)
+            is_call = source.op == "call_module" and str(source.target) in paths and not self._reads_packed(source)
+            given = source.args[1:2] if (is_pad := function_name(source) == "pad_packed_sequence") else node.args[2:3]
+            is_pack = function_name(node) == "pack_padded_sequence"
+            is_order = (True in (*given, (source if is_pad else node).kwargs.get("batch_first"))) is batch_first
+            if (is_call or (is_pad and is_order)) and port_path(node) in ((), (0,)):
+                yield node
+            if (is_pack and is_order) or (is_call and node is source):
+                yield from list(nodes_in((node.args, node.kwargs)))[:1]
+
+    def _stacks(self) -> Iterator[fx.Node]:
+        """Yield stacks of steps, and values into which a loop writes step by step."""
         written = Counter[fx.Node]()
         for node in (node for graph in self.graphs for node in graph.nodes):
-            is_pack = function_name(node) == "pack_padded_sequence" and True not in (*node.args[2:3], node.kwargs.get("batch_first"))
-            source = self._source(node)
-            is_pad = function_name(source) == "pad_packed_sequence" and True not in (*source.args[1:2], source.kwargs.get("batch_first"))
-            is_call = source.op == "call_module" and str(source.target) in paths and not self._reads_packed(source)
-            if (is_call or is_pad) and port_path(node) in ((), (0,)):
-                yield node
-            if is_pack or (is_call and node is source):
-                yield from list(nodes_in((node.args, node.kwargs)))[:1]
             if function_name(node) in ("stack", "cat") and self._stacks_steps(node):
                 yield node
             if function_name(node) in ("setitem", "__setitem__") and isinstance(node.args[1], int):

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch import fx
+
 from graphreg.errors import RegularizerError, shown
+from graphreg.ir.convolution_axes import Channels, may_move_units, units_of
+from graphreg.ir.operations import Operations
+from graphreg.ir.roles import site_nodes
 from graphreg.ir.site import Site
+from graphreg.ir.train_eval import ModeGraphs
 from graphreg.ir.units import Units
 
 
@@ -20,15 +26,18 @@ def check_axis(regularizer: Any) -> None:
         )
 
 
-def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
+def units_at(sites: Iterable[Site], regularizer: Any, graphs: ModeGraphs, operations: Operations) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
     The units lie along the axis that the option ``axis`` gives. If it is None, the units of a value
-    in which an axis is known to have the channels of a convolution are these channels, and the
-    units of any other value lie along the last axis.
+    in which an axis is known to have the channels of a convolution are these channels, and those
+    of the value of a linear layer are where operations have moved its last axis. The units of any
+    other value lie along the last axis.
 
     Args:
         sites: The selected sites.
+        graphs: The graphs in which they are.
+        operations: The operations of the graphs' model.
         regularizer: The regularizer. Its ``min_samples`` and ``min_units`` say how many samples and
             units its formula needs.
 
@@ -37,17 +46,35 @@ def units_at(sites: Iterable[Site], regularizer: Any) -> dict[Site, Units]:
 
     Raises:
         RegularizerError: The shape of a value is known, and has fewer than 2 dims, no such axis, or
-            too few units.
+            too few units. Or its units are on several axes, or on one that is not known without shapes.
     """
     read_as, given = {}, regularizer.engine_options.axis
+    nodes = {name: node for graph in reversed([*graphs.values()]) for name, node in site_nodes(graph, operations).items()}
+    known = dict[fx.Node, Channels | None]()
     for site in sites:
+        who = f"{type(regularizer).__name__} at {site.name}"
         channels = given is None and site.spatial > 0
         # the axis of the channels is counted from the end, so that it is right for a value without
         # the batch axis, too
         axis = given if given is not None else -1 - site.spatial
+        is_open = axis == -1 and given is None
+        if is_open and site.shape is None and may_move_units(nodes[site.name], operations):
+            raise RegularizerError(
+                f"{who}: the forward permutes the axes of this value, and where its units are is not known without shapes. Give "
+                "example_inputs, or axis=."
+            )
+        made = units_of(nodes[site.name], operations, known) if is_open else None
+        if made is not None and made.rank - 1 not in made.axes:
+            if len(made.axes) > 1:
+                axes = " and ".join(map(str, made.axes))
+                raise RegularizerError(
+                    f"{who}: the units of the layer that made this value are on axes {axes} of {made.rank}. Give axis=, the one of them "
+                    "that the penalty compares."
+                )
+            axis = made.axes[0] - made.rank
         read_as[site] = Units(axis, channels, regularizer.min_samples, regularizer.min_units)
         if site.shape is not None:
-            read_as[site].require(site.shape, f"{type(regularizer).__name__} at {site.name}")
+            read_as[site].require(site.shape, who)
     return read_as
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import pytest
 import scipy.special
@@ -160,3 +161,34 @@ def test_what_is_computed_from_probabilities_is_no_logit(way: str, key: str) -> 
         return
     sites = graphreg.report(graphreg.regularize(Ensemble(way), **{key: 1.0})).regularizers[0].sites
     assert sites == {"gated": ("mul_2",), "logarithm": ("log",), "beside": ("a",)}[way]
+
+
+class State(NamedTuple):
+    state: Tensor
+    more: Tensor
+
+
+class Opaque(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> State:
+        h = self.a(x)
+        return State(h.clamp(-1, 1) if not torch.isfinite(h).all() else h, h * 2)
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = Opaque(), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = self.encoder(x)
+        return self.head(self.decoder(encoded.state).relu()), encoded.state
+
+
+def test_a_field_that_is_returned_and_read_by_a_layer_is_no_logit() -> None:
+    """Each read is a node of its own."""
+    module = graphreg.regularize(EncoderDecoder(), z_loss=1.0, example_inputs=(torch.randn(5, 4),))
+    assert graphreg.report(module).regularizers[0].sites == ("head",)

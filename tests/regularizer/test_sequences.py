@@ -948,3 +948,23 @@ def test_sequences_of_calls_are_the_same_compiled(make: Callable[[], nn.Module],
     for ours, theirs in zip(compiled(*args).penalties.values(), module(*args).penalties.values(), strict=True):
         torch.testing.assert_close(ours, theirs)
         same_gradients(model, ours, theirs)
+
+
+class PoolsOverTime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(4, 7, batch_first=True), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.rnn(x)[0].transpose(1, 2)).amax(2))  # type: ignore[no-any-return]
+
+
+def test_the_axis_of_time_behind_a_layer_of_batch_first_is_followed() -> None:
+    model, x = PoolsOverTime(), torch.randn(3, 5, 4)
+    for options in ({"example_inputs": x}, {}):
+        module = graphreg.regularize(model, locked_dropout={"strength": 0.5, "pattern": "tanh"}, keep={"tanh": "spliced"}, rng=0, **options)
+        dropped = module(x).values["tanh"] == 0
+        assert torch.equal(dropped, dropped[..., :1].expand_as(dropped)) and 0 < float(dropped.double().mean()) < 1
+        slow = graphreg.regularize(model, recurrent_state={"strength": 1.0, "pattern": "tanh"}, **options)
+        expected = torch.tanh(model.rnn(x)[0].transpose(1, 2)).diff(dim=2).square().mean()
+        torch.testing.assert_close(slow(x).penalties["recurrent_state"], expected)

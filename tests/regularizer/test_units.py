@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -168,3 +169,54 @@ def test_a_convolution_of_one_example_without_a_batch_axis(layer: Any, shape: tu
     one, batch = module(x).penalties, module(x[None]).penalties
     assert int(one["shape"]) == 1000 * x[0].numel() + 6
     torch.testing.assert_close(one, batch)
+
+
+class Moved(nn.Module):
+    """The logits of a linear layer with the classes on axis 1, as a cross entropy reads them; those of a detector, for two anchors."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.head, self.rnn, self.conv = nn.Linear(4, 6), nn.Linear(6, 7), nn.GRU(4, 7, batch_first=True), nn.Conv1d(5, 14, 1)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Any:
+        if self.way == "recurrent":
+            return torch.tanh(self.rnn(x)[0].transpose(1, 2)) * 2
+        if self.way == "anchors":
+            return self.conv(x).view(x.shape[0], 2, 7, 4)
+        logits: Tensor = self.head(self.first(x).relu())
+        return logits.chunk(1, -1)[0].transpose(1, 2) / 2 + 1
+
+
+@pytest.mark.parametrize("way", ["linear", "recurrent", "anchors"])
+def test_the_units_of_a_layer_are_followed(way: str) -> None:
+    model, x = Moved(way), torch.randn(3, 5, 4)
+    key, site = ("decov", "mul") if way == "recurrent" else ("z_loss", "view" if way == "anchors" else "add")
+    given = {key: {"strength": 1.0, "pattern": site}}
+    if way == "anchors":
+        told = "ZLoss at view: the units of the layer that made this value are on axes 1 and 2 of 4. Give axis=, the one of them that the "
+        with pytest.raises(RegularizerError, match=told):
+            graphreg.regularize(model, **given, example_inputs=x)
+        given = {key: {"strength": 1.0, "pattern": site, "axis": 2}}
+    for module in (
+        graphreg.regularize(model, **given, example_inputs=x),
+        graphreg.regularize(model, **{key: {"strength": 1.0, "pattern": site, "axis": 2 if way == "anchors" else 1}}),
+        graphreg.regularize_(copy.deepcopy(model), **given, penalties="return"),
+    ):
+        output, penalties = module(x)
+        units = output.movedim(2 if way == "anchors" else 1, -1).flatten(0, -2)
+        expected = units.logsumexp(1).square().mean() if key == "z_loss" else DeCov("*", 1.0)(units)
+        torch.testing.assert_close(penalties[key], expected)
+
+
+@pytest.mark.parametrize("way", ["linear", "recurrent"])
+def test_units_that_may_have_been_moved_are_asked_for(way: str) -> None:
+    told = "the forward permutes the axes of this value, and where its units are is not known without shapes. Give example_inputs, or axis="
+    with pytest.raises(RegularizerError, match=told):
+        graphreg.regularize(Moved(way), decov={"strength": 1.0, "pattern": "mul" if way == "recurrent" else "add"})
+
+
+def test_behind_a_norm_of_maps_the_channels_are_known_without_shapes() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm2d(2), nn.Sigmoid(), nn.Linear(6, 2))
+    assert {site.name: site.channels for site in graphreg.trace(model, torch.randn(2, 2, 4, 3)).values}["2"] == 1
+    assert "the units are the channels" in str(graphreg.plan(graphreg.trace(model), DeCov("2", 1.0)))
