@@ -60,7 +60,9 @@ def registry_restored(bare: bool = False) -> Iterator[None]:
 def printed_by(text: str, name: str, space: dict[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
     """Run every Python block of a page in one space of names; yield what each prints and the ``text`` block behind it, or None."""
     if space is None:
-        module = sys.modules["docs_page"] = ModuleType("docs_page")  # a module, as Dynamo expects of classes that it compiles
+        # a module, as Dynamo expects of classes that it compiles; each page has a name of its own, which Dynamo keeps
+        path = re.sub(r"\W", "_", f"docs_page_{name}")
+        module = sys.modules[path] = ModuleType(path)
         space = vars(module)
     blocks = list(FENCE.finditer(text))
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):

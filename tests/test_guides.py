@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lacking import needs_own_globals
 from pages import DOCS, printed_by, registry_restored
 
 FOLDERS = ("howto", "tutorials", "coming_from", "reference")
@@ -17,11 +18,15 @@ ASKED_FOR = {
     "max_logit", "many_strengths", "search", "features", "distillation", "deep_supervision", "grad_cam",
 }  # fmt: skip
 
+LACKING = {"deployment": needs_own_globals}
+
 
 # torch's own: Dynamo asks each input that is no leaf, and hides the warning; the exporter uses what torch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
-@pytest.mark.parametrize("page", PAGES, ids=[path.relative_to(DOCS).as_posix() for path in PAGES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(path, id=path.relative_to(DOCS).as_posix(), marks=LACKING.get(path.stem, ())) for path in PAGES]
+)
 def test_it_prints_what_it_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with registry_restored():

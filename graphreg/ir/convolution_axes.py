@@ -67,6 +67,7 @@ class Channels:
         return self.rank - 1 - self.axes[0] if len(self.axes) == 1 else 0
 
 
+_INSTANCE_NORMS = nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 _NORM_DIMS: dict[type, int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
 
 
@@ -221,8 +222,8 @@ def _unfolds(node: fx.Node, operations: Operations) -> bool:
 
 def _is_channel_norm(node: fx.Node, operations: Operations) -> bool:
     """Return whether a node is a norm that takes axis 1 for the channels, whatever computed its input."""
-    is_function = operations.module(node) is None and function_name(node) in ("batch_norm", "group_norm")
-    return is_function or isinstance(operations.module(node), (*BATCH_NORMS, nn.GroupNorm))
+    is_function = operations.module(node) is None and function_name(node) in ("batch_norm", "group_norm", "instance_norm")
+    return is_function or isinstance(operations.module(node), (*BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm))
 
 
 def is_linear(node: fx.Node, operations: Operations) -> bool:

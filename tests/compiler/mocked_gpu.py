@@ -27,6 +27,7 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime import triton_helpers
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -92,6 +93,7 @@ def mock() -> None:
     torch.cuda.set_rng_state = lambda new_state, device="cuda": None
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.accelerator.is_available = lambda: False  # else Dynamo asks for the current stream
+    fake_tensor.init_gpu_context = lambda device: None  # torch 2.10, built for CUDA, makes a tensor there
     triton_helpers.set_driver_to_gpu = lambda: None
     triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
 

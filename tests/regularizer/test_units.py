@@ -217,6 +217,7 @@ def test_units_that_may_have_been_moved_are_asked_for(way: str) -> None:
 
 
 def test_behind_a_norm_of_maps_the_channels_are_known_without_shapes() -> None:
-    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm2d(2), nn.Sigmoid(), nn.Linear(6, 2))
-    assert {site.name: site.channels for site in graphreg.trace(model, torch.randn(2, 2, 4, 3)).values}["2"] == 1
-    assert "the units are the channels" in str(graphreg.plan(graphreg.trace(model), DeCov("2", 1.0)))
+    for norm in (nn.BatchNorm2d(2), nn.InstanceNorm2d(2)):
+        model = nn.Sequential(nn.Linear(3, 6), norm, nn.Sigmoid(), nn.Linear(6, 2))
+        assert {site.name: site.channels for site in graphreg.trace(model, torch.randn(2, 2, 4, 3)).values}["2"] == 1
+        assert "the units are the channels" in str(graphreg.plan(graphreg.trace(model), DeCov("2", 1.0)))

@@ -608,11 +608,21 @@ def test_attributes_that_somebody_has_set_on_a_tensor(name: str, prove: bool) ->
         assert torch.equal(placed(plain), model(plain))
 
 
+def dynamo_notices_attributes_of_tensors() -> bool:
+    plain, x = Marked(), torch.ones(4)
+    call = torch.compile(lambda x: x * getattr(plain.buffer, "later", 1.0), backend="eager")
+    before = call(x)
+    plain.buffer.later = 2.0  # type: ignore[attr-defined]
+    return not torch.equal(call(x), before)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_attribute_that_is_set_on_a_tensor_of_the_model_later(compiled: bool) -> None:
     kind = type("Marked", (Marked,), {"forward": lambda m, x: m.hid(x) * getattr(m.buffer, "later", 1.0)})
     module, placed, x = graphreg.regularize(kind(), weight_l2=0.0), graphreg.regularize_(kind(), weight_l2=0.0, scale=1), torch.randn(3, 4)
     call = torch.compile(placed, backend="eager") if compiled else placed
+    if compiled and not dynamo_notices_attributes_of_tensors():
+        pytest.skip("this torch.compile keeps what it has read of a tensor's attribute, as does plain code: torch 2.10")
     for value in (None, 2.0) if compiled else (None, 2.0, 3.0):
         if value is not None:
             placed.buffer.later = value
