@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fuzz.names import Table, Value
-from fuzz.program import DROPOUT
+from fuzz.program import DROPOUT, PRODUCT
 
 _EACH_ALONE = {  # operations that compute each element from those at its place
     "relu", "tanh", "sigmoid", "silu", "leaky_relu", "elu", "softplus", "mul", "add", "sub", "neg", "truediv", "pow",
     "abs", "square", "sin", "clamp", "hardtanh", "clone", "gelu",
 }  # fmt: skip
 _LAYERS = {"ReLU", "Tanh", "GELU", "Sigmoid", "SiLU", "BatchNorm1d", "LayerNorm"}
+# operations behind which the last axis of a value may be another one than before
+_MOVES = {
+    "transpose", "permute", "t", "swapaxes", "movedim", "einsum", "unfold", "diagonal", "as_strided", "meshgrid", "view", "reshape",
+    "flatten", "unflatten", "ravel", "select", "getitem",
+}  # fmt: skip
 RECURRENT = {"LSTM", "GRU", "RNN", "GRUCell", "RNNCell"}
 
 
@@ -40,6 +45,34 @@ def convolved(found: Table) -> dict[str, bool | None]:
         if value.node is not None and (value.node.kind == "Conv1d" or known[key] is None):
             known.update({read: None for read in value.node.reads if known.get(read) is False})
     return {value.names[0].text: known[key] for key, value in found.values.items() if value.names}
+
+
+def moved(found: Table) -> set[str]:
+    """The sites behind operations that may have moved the units of the layer that made the value."""
+    keys = set[int]()
+    for key, value in found.values.items():
+        node = value.node
+        if node is not None and (_base(value) in _MOVES or (keys.intersection(node.reads) and not node.node.is_a(PRODUCT))):
+            keys.add(key)
+    return {value.names[0].text for key, value in found.values.items() if value.names and key in keys}
+
+
+def near_moved(found: Table, layers: set[str]) -> set[str]:
+    """The sites that a recurrent layer reads or has made, directly or not, if an operation among them may move the axis of time."""
+    values, near = found.values, set[int]()
+    keys = [key for key, value in values.items() if value.node is not None and value.node.module in layers]
+    for step in ("before", "after"):
+        reached, order = set(keys), [*values] if step == "after" else [*values][::-1]
+        for key in order:
+            node = values[key].node
+            if node is not None and step == "after" and reached.intersection(node.reads):
+                reached.add(key)
+            if node is not None and step == "before" and key in reached:
+                reached.update(node.reads)
+        near |= reached
+    if not any(_base(values[key]) in _MOVES for key in near if key in values):
+        return set()
+    return {values[key].names[0].text for key in near if key in values and values[key].names}
 
 
 def behind(found: Table, kinds: set[str]) -> set[str]:
@@ -99,4 +132,4 @@ def token_readers(found: Table) -> list[str]:
     return list(dict.fromkeys(path for path, read in reading if read == reading[0][1]))
 
 
-__all__ = ["RECURRENT", "behind", "convolved", "near_time_first", "token_readers"]
+__all__ = ["RECURRENT", "behind", "convolved", "moved", "near_moved", "near_time_first", "token_readers"]

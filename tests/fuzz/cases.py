@@ -234,9 +234,12 @@ class Maker:
         known = Known(values, parameters, dims, axes, cells, called, sure, agree, inputs)
         train = self.tables["train"]
         known.convolved, known.tokens = axes_of.convolved(train), axes_of.token_readers(train)
+        known.convolved |= dict.fromkeys((site for site in axes_of.moved(train) if not known.convolved.get(site)), None)
         known.recurrent = axes_of.behind(train, axes_of.RECURRENT)
         time_first = {path for path, module in modules.items() if isinstance(module, nn.RNNBase) and not module.batch_first}
+        batch_first = {path for path, module in modules.items() if isinstance(module, nn.RNNBase) and module.batch_first}
         known.near = axes_of.near_time_first(train, time_first, dims)
+        known.near |= dict.fromkeys(site for site in axes_of.near_moved(train, batch_first) if site not in known.near)
         return known
 
     def places(self) -> tuple[list[Place], bool]:

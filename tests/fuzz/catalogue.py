@@ -54,6 +54,10 @@ def _weight(kind: str, known: Known) -> float:
     return WEIGHTS[kind] * (4 if rare else 1)
 
 
+# whose default sites are not told here
+UNTOLD = ("ChannelDropout", "DropPath", "LayerDrop", "NEFTune", "ConfidencePenalty", "ZLoss", "KLSparsity")
+
+
 def _sensible(kind: str, known: Known, rng: random.Random, there: Sequence[Reg]) -> Reg | None:
     """One whose sites a parameter reaches, mostly; a third of them at the sites of another."""
     trains = {p.name for p in known.values if p.trains}
@@ -61,7 +65,7 @@ def _sensible(kind: str, known: Known, rng: random.Random, there: Sequence[Reg])
         reg = _one(kind, known, rng) if kind in FIRST_KEYS else _new(kind, known, rng)
         if reg is None:
             continue
-        same = [r.pattern for r in there if _place(r.kind) == _place(kind)]
+        same = [r.pattern for r in there if _place(r.kind) == _place(kind) and (kind not in UNTOLD or _told(r.pattern))]
         if same and kind not in (*STEPS, "NEFTune", "EmbeddingDropout", "LayerDrop", *ON_UNITS) and rng.random() < 0.35:
             reg = replace(reg, pattern=rng.choice(same), options={k: v for k, v in reg.options.items() if k != "share_axes"})
         if kind in SHARING and rng.random() < 0.35:
@@ -164,7 +168,7 @@ def _values(kind: str, known: Known, rng: random.Random) -> tuple[str, ...] | No
     channels = [p for p in places if p.usable and known.convolved.get(p.name)] if kind in ON_UNITS else []
     if channels and rng.random() < 0.6:
         return (rng.choice(channels).name,)
-    if kind in ("ChannelDropout", "DropPath", "LayerDrop", "NEFTune", "ConfidencePenalty", "ZLoss", "KLSparsity") and not _told(texts):
+    if kind in UNTOLD and not _told(texts):
         return (rng.choice([p for p in places if p.usable]).name,)
     return texts
 

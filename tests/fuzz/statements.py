@@ -330,7 +330,6 @@ VIEWS: list[tuple[str, str, Callable[[Tensor], bool], tuple[str, ...]]] = [
     ("{a}.cpu()", "cpu", dims(1, 2), (UNKNOWN_VIEW,)), ("torch.resolve_conj({a})", "resolve_conj", dims(1, 2), (UNKNOWN_VIEW,)),
     ("torch.broadcast_tensors({a}, {a})[0]", "broadcast_tensors", dims(1, 2), (UNKNOWN_VIEW, LIST)),
     ("torch.hsplit({a}, 2)[0]", "hsplit", lambda t: t.dim() >= 2 and t.shape[1] % 2 == 0, (UNKNOWN_VIEW, LIST)),
-    ("torch.unsafe_chunk({a}, 2, -1)[1]", "unsafe_chunk", last(4), (UNKNOWN_VIEW, LIST)),
     ("torch.meshgrid({a}, {a}, indexing='ij')[0]", "meshgrid", dims(1), (UNKNOWN_VIEW, LIST)),
 ]  # fmt: skip
 
