@@ -157,8 +157,8 @@ def may_move_units(node: fx.Node, operations: Operations) -> bool:
     """Return whether an operation after the last layer permutes other axes than 0 and 1, so that a value's units may not be last."""
 
     def before(each: fx.Node) -> Iterable[fx.Node]:
-        is_layer = operations.is_product(each) or operations.is_opaque(each) or function_name(each) == "scaled_dot_product_attention"
-        return () if is_layer else nodes_in((each.args, each.kwargs))
+        ends = _has_units_last(each, operations) or operations.is_opaque(each) or function_name(each) == "scaled_dot_product_attention"
+        return () if ends else nodes_in((each.args, each.kwargs))
 
     def permutes(each: fx.Node) -> bool:
         return function_name(each) in _PERMUTES and {*each.args[1:], *each.kwargs.values()} != {0, 1}

@@ -58,12 +58,12 @@ def units_at(sites: Iterable[Site], regularizer: Any, graphs: ModeGraphs, operat
         # the batch axis, too
         axis = given if given is not None else -1 - site.spatial
         is_open = axis == -1 and given is None
-        if is_open and site.shape is None and may_move_units(nodes[site.name], operations):
+        made = units_of(nodes[site.name], operations, known) if is_open else None
+        if is_open and made is None and site.shape is None and may_move_units(nodes[site.name], operations):
             raise RegularizerError(
                 f"{who}: the forward permutes the axes of this value, and where its units are is not known without shapes. Give "
                 "example_inputs, or axis=."
             )
-        made = units_of(nodes[site.name], operations, known) if is_open else None
         if made is not None and made.rank - 1 not in made.axes:
             if len(made.axes) > 1:
                 axes = " and ".join(map(str, made.axes))

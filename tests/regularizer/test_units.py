@@ -216,6 +216,24 @@ def test_units_that_may_have_been_moved_are_asked_for(way: str) -> None:
         graphreg.regularize(Moved(way), decov={"strength": 1.0, "pattern": "mul" if way == "recurrent" else "add"})
 
 
+class Patches(nn.Module):
+    """The channels of a convolution, and the units that a layer norm leaves last, need no shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.back = nn.Conv2d(3, 8, 2), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).flatten(2).transpose(1, 2) * 2
+        return torch.sigmoid(self.norm(self.back(h).permute(0, 2, 1)))
+
+
+def test_units_that_are_known_without_shapes() -> None:
+    for pattern in ("mul", "sigmoid"):
+        plan = graphreg.plan(graphreg.trace(Patches()), DeCov(pattern, 1.0))
+        assert "the units are the last axis" in str(plan)
+
+
 def test_behind_a_norm_of_maps_the_channels_are_known_without_shapes() -> None:
     for norm in (nn.BatchNorm2d(2), nn.InstanceNorm2d(2)):
         model = nn.Sequential(nn.Linear(3, 6), norm, nn.Sigmoid(), nn.Linear(6, 2))
