@@ -24,8 +24,9 @@ class ZLoss(Penalty, keys=("z_loss",)):
         RegularizerError: A site is the output of a softmax, a log-softmax or a sigmoid, or has fewer than 2 classes.
 
     Averaged over: the samples, then the sites.
-    Default sites: the model's outputs, except losses, the outputs of normalizations and of activations, values that a later layer reads
-    or that have no gradient, and states and attention weights of a layer.
+    Default sites: the model's outputs, except losses, the outputs of normalizations and of activations, values that a later layer or
+    product reads or that have no gradient, and states and attention weights of a layer. Outputs of one number a sample are left out if
+    there are others.
     Source: Chowdhery et al., PaLM: Scaling language modeling with pathways, 2022, section 5.
     """
 
@@ -38,7 +39,8 @@ class ZLoss(Penalty, keys=("z_loss",)):
     usual = "the outputs that no later layer reads, losses left out"
 
     def defaults(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in super().defaults(sites) if site.prediction]
+        found = [site for site in super().defaults(sites) if site.prediction]
+        return [site for site in found if site.has_units] or found
 
     def why_not(self, site: Site) -> str:
         made = site.made_by({"softmax", "log_softmax", "logsoftmax", "sigmoid"})

@@ -1,4 +1,4 @@
-"""Follows the channels of a convolution, or the units of a linear layer, from value to value: which axes of each value they are."""
+"""Follows the channels of a convolution from value to value: which axes of each value they are."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "c
 # name in aten.
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _PARTS = {"chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"}  # their results are tuples of parts
-_RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
-_PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"}
+RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
 _LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling)
 
 
@@ -98,7 +97,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     before, given = known[operands[0]], shape_of(operands[0])
     if is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
         return before if before.axes == (before.rank - 1,) else None
-    is_reshape = function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
+    is_reshape = function_name(node) in RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
     if is_reshape and shape is not None and given is not None and prod(given) == prod(shape) > 0:
         return _reshaped(before, given, shape)
     return _tried(node, operands, known)
@@ -130,48 +129,12 @@ def read_channels(graph: fx.Graph, operations: Operations, known: Mapping[fx.Nod
     return found
 
 
-def units_of(node: fx.Node, operations: Operations, known: dict[fx.Node, Channels | None]) -> Channels | None:
-    """Return which axes of a value have the units of the layers that made it: a convolution's channels, the last axis of other layers.
-
-    None if no such layer is near, if the shapes are not known, or if the operands have their units on different axes. ``known``: the
-    values that were asked for before; gets those that are asked for now.
-    """
-    if node not in known:
-        known[node] = None  # also for a value that is asked for within its own question
-        shape, source = shape_of(node), node
-        while is_port(source, operations) and isinstance(source.args[0], fx.Node):
-            source = source.args[0]
-        of_torch = type(operations.module(source)).__module__.startswith("torch.nn.") and operations.is_product(source)
-        if (is_linear(node, operations) or (of_torch and not spatial_dims(node, operations))) and shape is not None:
-            known[node] = Channels(len(shape), (len(shape) - 1,))
-        elif spatial_dims(node, operations):
-            known[node] = channels_of(node, operations, {})
-        elif not (operations.is_product(node) or operations.is_opaque(node)):
-            operands = {n: axes for n in nodes_in((node.args, node.kwargs)) if (axes := units_of(n, operations, known)) is not None}
-            found = {channels_of(node, operations, {operand: axes}) for operand, axes in operands.items()}
-            known[node] = found.pop() if len(found) == 1 else None
-    return known[node]
-
-
-def may_move_units(node: fx.Node, operations: Operations) -> bool:
-    """Return whether an operation after the last layer permutes other axes than 0 and 1, so that a value's units may not be last."""
-
-    def before(each: fx.Node) -> Iterable[fx.Node]:
-        ends = _has_units_last(each, operations) or operations.is_opaque(each) or function_name(each) == "scaled_dot_product_attention"
-        return () if ends else nodes_in((each.args, each.kwargs))
-
-    def permutes(each: fx.Node) -> bool:
-        return function_name(each) in _PERMUTES and {*each.args[1:], *each.kwargs.values()} != {0, 1}
-
-    return nearest(node, permutes, before) is not None
-
-
 def _alike_before(value: fx.Node, channels: Channels, operations: Operations) -> dict[fx.Node, Channels]:
     """Return a value and those from which it gets its channels, each with its channels.
 
     The result is empty if a layer whose units are last made one of them, and the channels are not last.
     """
-    if _has_units_last(value, operations):
+    if has_units_last(value, operations):
         return {}
     alike, waiting = {value: channels}, [value]
     for each in waiting:
@@ -183,7 +146,7 @@ def _alike_before(value: fx.Node, channels: Channels, operations: Operations) ->
             found = next((axes for axes in tried if channels_of(each, operations, {operand: axes}) == alike[each]), None)
             if found is None:
                 continue
-            if not _has_units_last(operand, operations):
+            if not has_units_last(operand, operations):
                 alike[operand] = found
                 waiting.append(operand)
             elif found.axes != (rank - 1,):
@@ -191,7 +154,7 @@ def _alike_before(value: fx.Node, channels: Channels, operations: Operations) ->
     return alike
 
 
-def _has_units_last(node: fx.Node, operations: Operations) -> bool:
+def has_units_last(node: fx.Node, operations: Operations) -> bool:
     """Return whether a node is a product, such as a linear layer or a convolution, or a norm over the last axis."""
     module, is_function = operations.module(node), function_name(node) == "layer_norm" and len(node.args) > 1
     shape: Any = module.normalized_shape if isinstance(module, nn.LayerNorm) else node.args[1] if is_function else ()

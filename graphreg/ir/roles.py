@@ -15,11 +15,11 @@ from torch.nn.modules import activation
 from graphreg.ir.batch_norms import batch_norms_fed
 from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
-from graphreg.ir.convolution_axes import Channels, channels_of, read_channels
+from graphreg.ir.convolution_axes import RESHAPES, Channels, channels_of, read_channels, shape_of
 from graphreg.ir.dataflow import has_options_only, without_derivative
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
-from graphreg.ir.operations import PACKS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.ir.operations import PACKS, PRODUCTS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.site import READS_PARAMETER, Label, Role, Site
 from graphreg.ir.train_eval import ModeGraphs
@@ -178,7 +178,8 @@ class _Judge:
         for node in reversed(graph.nodes):
             if not self.used.isdisjoint(node.users) or node.target is operator.setitem:
                 self.used.add(node)
-            if any(user in self.products or user in self.passed_on for user in node.users):
+            # a product of two values reads embeddings, and not logits
+            if any(user in self.products or user in self.passed_on or function_name(user) in PRODUCTS for user in node.users):
                 self.passed_on.add(node)
         # each read of a field of what an opaque module returned is a node
         reads: dict[str, set[fx.Node]] = {}
@@ -298,7 +299,7 @@ class _Judge:
         sites, flow = list[Site](), signals(self.graph, self.sizes, self.products, self.filled)
         self.residuals = residuals(self.graph, self.operations, self.sizes, flow, self.products, self._learned())
         self.norms = batch_norms_fed(self.graph, self.operations, flow, self.products)
-        heads = set[tuple[fx.Node, int]]()
+        heads = set[fx.Node]()
         for node in self.graph.nodes:
             labels = labels_of(node, self.operations)
             if not labels:
@@ -306,13 +307,23 @@ class _Judge:
             sites.append(self._site(node, labels))
             if sites[-1].role == "output" and sites[-1].prediction and sites[-1].shape is not None:
                 # a reshaped copy of logits that are an output, too, would count them twice
-                head = self._origin(node), math.prod(sites[-1].shape)
+                head = self._reshaped_from(node)
                 sites[-1] = replace(sites[-1], prediction=head not in heads)
                 heads.add(head)
         # probabilities beside logits, such as attention weights, are no predictions
         if any(site.prediction and site.role == "output" and not site.probability for site in sites):
             sites = [replace(site, prediction=False) if site.probability else site for site in sites]
         return sites
+
+    def _reshaped_from(self, node: fx.Node) -> fx.Node:
+        """Return the value of which the node's value is a reshaped or converted copy, with all elements in their order."""
+        count = math.prod(shape_of(node) or ())
+        while function_name(node) in (*RESHAPES, "ravel", "float", "to", "contiguous", "squeeze", "unsqueeze"):
+            source = node.args[0]
+            if not isinstance(source, fx.Node) or math.prod(shape_of(source) or ()) != count:
+                break
+            node = source
+        return node
 
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
         why_not, known = self._why_not(node), node.meta.get("value")

@@ -124,6 +124,11 @@ class Site:
         """Whether the value has the axes of a convolution's output, [batch, channels, one or more further axes]."""
         return self.spatial > 0 and (self.shape is None or len(self.shape) == self.spatial + 2)
 
+    @property
+    def has_units(self) -> bool:
+        """Whether each sample of the value has several units; True if the shape is not known. The value beside a policy has one."""
+        return self.shape is None or (len(self.shape) > 1 and self.shape[-1 if self.channels is None else self.channels] > 1)
+
     def made_by(self, operations: Iterable[str]) -> str:
         """Return which of the operations made the value, or the probabilities that it is computed from; ``""`` if none did."""
         return min({self.probability, *(label.op.lower() for label in self.labels)}.intersection(operations), default="")

@@ -8,11 +8,12 @@ from typing import Any
 from torch import fx
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir.convolution_axes import Channels, may_move_units, units_of
+from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.operations import Operations
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.site import Site
 from graphreg.ir.train_eval import ModeGraphs
+from graphreg.ir.unit_axes import UNKNOWN, UnitAxes, unit_axes
 from graphreg.ir.units import Units
 
 
@@ -46,32 +47,25 @@ def units_at(sites: Iterable[Site], regularizer: Any, graphs: ModeGraphs, operat
 
     Raises:
         RegularizerError: The shape of a value is known, and has fewer than 2 dims, no such axis, or
-            too few units. Or its units are on several axes, or on one that is not known without shapes.
+            too few units. Or it is not known on which axis its units are.
     """
     read_as, given = {}, regularizer.engine_options.axis
     nodes = {name: node for graph in reversed([*graphs.values()]) for name, node in site_nodes(graph, operations).items()}
-    known = dict[fx.Node, Channels | None]()
+    known: dict[fx.Node, UnitAxes | None] = {size: None for graph in graphs.values() for size in sizes_of(graph)}
     for site in sites:
         who = f"{type(regularizer).__name__} at {site.name}"
         channels = given is None and site.spatial > 0
         # the axis of the channels is counted from the end, so that it is right for a value without
         # the batch axis, too
         axis = given if given is not None else -1 - site.spatial
-        is_open = axis == -1 and given is None
-        made = units_of(nodes[site.name], operations, known) if is_open else None
-        if is_open and made is None and site.shape is None and may_move_units(nodes[site.name], operations):
+        made = unit_axes(nodes[site.name], operations, known) if axis == -1 and given is None else None
+        if made == UNKNOWN and (site.shape is None or site.role == "output"):
+            cure = "axis=" if site.shape is not None else "example_inputs, or axis="
             raise RegularizerError(
-                f"{who}: the forward permutes the axes of this value, and where its units are is not known without shapes. Give "
-                "example_inputs, or axis=."
+                f"{who}: the forward moves the axes of this value, and it is not known where the units of the layer that made it are. Give "
+                f"{cure}."
             )
-        if made is not None and made.rank - 1 not in made.axes:
-            if len(made.axes) > 1:
-                axes = " and ".join(map(str, made.axes))
-                raise RegularizerError(
-                    f"{who}: the units of the layer that made this value are on axes {axes} of {made.rank}. Give axis=, the one of them "
-                    "that the penalty compares."
-                )
-            axis = made.axes[0] - made.rank
+        axis = made.axes[-1] if made is not None and made.axes else axis
         read_as[site] = Units(axis, channels, regularizer.min_samples, regularizer.min_units)
         if site.shape is not None:
             read_as[site].require(site.shape, who)

@@ -163,6 +163,25 @@ def test_what_is_computed_from_probabilities_is_no_logit(way: str, key: str) -> 
     assert sites == {"gated": ("mul_2",), "logarithm": ("log",), "beside": ("a",)}[way]
 
 
+class Parts(nn.Module):
+    """The start and the end of a span."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        start, end = self.head(x).split(1, -1)
+        return start.squeeze(-1), end.squeeze(-1)
+
+
+def test_parts_of_a_head_count_each() -> None:
+    model, x = Parts(), torch.randn(3, 6, 4)
+    for options in ({}, {"example_inputs": x}):
+        penalty = graphreg.regularize(model, z_loss=1.0, **options)(x).penalties["z_loss"]
+        torch.testing.assert_close(penalty, torch.stack(model(x)).logsumexp(-1).square().mean())
+
+
 class State(NamedTuple):
     state: Tensor
     more: Tensor
@@ -192,3 +211,20 @@ def test_a_field_that_is_returned_and_read_by_a_layer_is_no_logit() -> None:
     """Each read is a node of its own."""
     module = graphreg.regularize(EncoderDecoder(), z_loss=1.0, example_inputs=(torch.randn(5, 4),))
     assert graphreg.report(module).regularizers[0].sites == ("head",)
+
+
+class PolicyAndEmbeddings(nn.Module):
+    """Returns a policy's logits, its value, and what a similarity is computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy, self.value, self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 1), nn.Linear(4, 6), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        a, b = nn.functional.normalize(self.a(x)), self.b(x)
+        return {"policy": self.policy(x), "value": self.value(x), "flat": self.value(x).squeeze(-1), "a": a, "b": b, "alike": a @ b.t()}
+
+
+def test_single_numbers_and_embeddings_are_no_logits() -> None:
+    module = graphreg.regularize(PolicyAndEmbeddings(), z_loss=1.0, example_inputs=(torch.randn(5, 4),))
+    assert graphreg.report(module).regularizers[0].sites == ("policy", "matmul")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -172,48 +173,82 @@ def test_a_convolution_of_one_example_without_a_batch_axis(layer: Any, shape: tu
 
 
 class Moved(nn.Module):
-    """The logits of a linear layer with the classes on axis 1, as a cross entropy reads them; those of a detector, for two anchors."""
+    """Values whose units operations have moved to axis 1 or 2, away from the end."""
+
+    WAYS: ClassVar[dict[str, Callable[[Any, Tensor], Tensor]]] = {
+        "logits as a cross entropy reads them": lambda m, x: m.head(m.first(x).relu()).chunk(1, -1)[0].transpose(1, 2) / 2 + 1,
+        "a recurrent layer": lambda m, x: torch.tanh(m.rnn(x)[0].transpose(1, 2)) * 2,
+        "anchors of a detector": lambda m, x: m.conv(x).view(x.shape[0], 2, 7, 4).exp(),
+        "boxes of a detector": lambda m, x: m.conv(x).permute(0, 2, 1).reshape(3, -1, 7).transpose(1, 2),
+        "heads of several digits": lambda m, x: m.digits(x.mean(1)).view(-1, 3, 7).transpose(1, 2),
+        "a tied head": lambda m, x: (m.first(x) @ m.words.weight.t()).transpose(1, 2),
+        "weights first": lambda m, x: m.words.weight @ m.first(x).transpose(1, 2),
+        "einsum": lambda m, x: torch.einsum("btd,vd->bvt", m.first(x), m.words.weight),
+        "steps that are stacked": lambda m, x: torch.stack([m.head(m.first(x[:, t])) for t in range(5)], -1),
+        "centred logits": lambda m, x: (y := m.head(m.first(x)).transpose(1, 2)) - y.mean(1, keepdim=True),
+        "pixels of patches": lambda m, x: m.digits(x).view(-1, 5, 3, 7).permute(0, 3, 1, 2).reshape(-1, 7, 15),
+    }  # fmt: skip
 
     def __init__(self, way: str) -> None:
         super().__init__()
         self.first, self.head, self.rnn, self.conv = nn.Linear(4, 6), nn.Linear(6, 7), nn.GRU(4, 7, batch_first=True), nn.Conv1d(5, 14, 1)
-        self.way = way
+        self.digits, self.words, self.way = nn.Linear(4, 21), nn.Embedding(7, 6), way
 
-    def forward(self, x: Tensor) -> Any:
-        if self.way == "recurrent":
-            return torch.tanh(self.rnn(x)[0].transpose(1, 2)) * 2
-        if self.way == "anchors":
-            return self.conv(x).view(x.shape[0], 2, 7, 4)
-        logits: Tensor = self.head(self.first(x).relu())
-        return logits.chunk(1, -1)[0].transpose(1, 2) / 2 + 1
+    def forward(self, x: Tensor) -> Tensor:
+        return self.WAYS[self.way](self, x)
 
 
-@pytest.mark.parametrize("way", ["linear", "recurrent", "anchors"])
+@pytest.mark.parametrize("way", Moved.WAYS)
 def test_the_units_of_a_layer_are_followed(way: str) -> None:
     model, x = Moved(way), torch.randn(3, 5, 4)
-    key, site = ("decov", "mul") if way == "recurrent" else ("z_loss", "view" if way == "anchors" else "add")
-    given = {key: {"strength": 1.0, "pattern": site}}
-    if way == "anchors":
-        told = "ZLoss at view: the units of the layer that made this value are on axes 1 and 2 of 4. Give axis=, the one of them that the "
-        with pytest.raises(RegularizerError, match=told):
-            graphreg.regularize(model, **given, example_inputs=x)
-        given = {key: {"strength": 1.0, "pattern": site, "axis": 2}}
+    site = graphreg.trace(model, x).values[-1].name
     for module in (
-        graphreg.regularize(model, **given, example_inputs=x),
-        graphreg.regularize(model, **{key: {"strength": 1.0, "pattern": site, "axis": 2 if way == "anchors" else 1}}),
-        graphreg.regularize_(copy.deepcopy(model), **given, penalties="return"),
+        graphreg.regularize(model, z_loss={"strength": 1.0, "pattern": site}, example_inputs=x),
+        graphreg.regularize(model, z_loss={"strength": 1.0, "pattern": site, "axis": 2 if "anchors" in way else 1}),
+        graphreg.regularize_(copy.deepcopy(model), z_loss={"strength": 1.0, "pattern": site}, penalties="return"),
     ):
         output, penalties = module(x)
-        units = output.movedim(2 if way == "anchors" else 1, -1).flatten(0, -2)
-        expected = units.logsumexp(1).square().mean() if key == "z_loss" else DeCov("*", 1.0)(units)
-        torch.testing.assert_close(penalties[key], expected)
+        torch.testing.assert_close(penalties["z_loss"], output.logsumexp(2 if "anchors" in way else 1).square().mean())
+    try:  # without shapes, the answer is the same, or asked for
+        bare = graphreg.regularize(model, z_loss={"strength": 1.0, "pattern": site})
+    except RegularizerError as error:
+        assert str(error).endswith("is not known where the units of the layer that made it are. Give example_inputs, or axis=.")
+    else:
+        torch.testing.assert_close(bare(x).penalties["z_loss"], penalties["z_loss"])
 
 
-@pytest.mark.parametrize("way", ["linear", "recurrent"])
-def test_units_that_may_have_been_moved_are_asked_for(way: str) -> None:
-    told = "the forward permutes the axes of this value, and where its units are is not known without shapes. Give example_inputs, or axis="
-    with pytest.raises(RegularizerError, match=told):
-        graphreg.regularize(Moved(way), decov={"strength": 1.0, "pattern": "mul" if way == "recurrent" else "add"})
+class Written(Moved):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros(len(x), 7, 5)
+        for t in range(5):
+            y[:, :, t] = self.head(self.first(x[:, t]))
+        return y
+
+
+def test_units_of_an_output_that_are_not_known_are_asked_for() -> None:
+    model, x = Written(""), torch.randn(3, 5, 4)
+    with pytest.raises(RegularizerError, match="the forward moves the axes of this value, and it is not known where .* Give axis=.$"):
+        graphreg.regularize(model, z_loss=1.0, example_inputs=x)
+    penalty = graphreg.regularize(model, z_loss={"strength": 1.0, "axis": 1}, example_inputs=x)(x).penalties["z_loss"]
+    torch.testing.assert_close(penalty, model(x).logsumexp(1).square().mean())
+
+
+def test_a_similarity_has_no_units() -> None:
+    """The logits of images and texts, and their transpose, each have a softmax over the last axis."""
+
+    class Similarity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.images, self.texts = nn.Linear(6, 5), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.images(x) @ self.texts(y).t()
+            return logits, logits.t()
+
+    model, given = Similarity(), (torch.randn(3, 6), torch.randn(3, 4))
+    for options in ({}, {"example_inputs": given}):
+        penalty = graphreg.regularize(model, z_loss=1.0, **options)(*given).penalties["z_loss"]
+        torch.testing.assert_close(penalty, sum(each.logsumexp(-1).square().mean() for each in model(*given)) / 2)
 
 
 class Patches(nn.Module):
@@ -239,3 +274,20 @@ def test_behind_a_norm_of_maps_the_channels_are_known_without_shapes() -> None:
         model = nn.Sequential(nn.Linear(3, 6), norm, nn.Sigmoid(), nn.Linear(6, 2))
         assert {site.name: site.channels for site in graphreg.trace(model, torch.randn(2, 2, 4, 3)).values}["2"] == 1
         assert "the units are the channels" in str(graphreg.plan(graphreg.trace(model), DeCov("2", 1.0)))
+
+
+class Long(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x).transpose(1, 2)
+        for _ in range(1000):
+            y = y - y.logsumexp(1, keepdim=True)
+        return y
+
+
+def test_a_long_way_from_the_layer() -> None:
+    [edit] = graphreg.plan(graphreg.trace(Long(), torch.randn(2, 5, 4), prove=False), graphreg.build("z_loss", weight=1.0)).edits
+    assert edit.units is not None and edit.units.axis == -2

@@ -1,0 +1,187 @@
+"""Follows the units of the layer that made a value: the last axis of a linear layer or product, the channels of a convolution.
+
+Where shapes are known, ``convolution_axes.py`` follows the axes. Where they are not, axes are counted from the end, and the few
+operations that leave the last axis where it is are known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from graphreg.ir.convolution_axes import (
+    RESHAPES,
+    Channels,
+    channels_of,
+    has_units_last,
+    is_elementwise,
+    nearest,
+    operands_with_its_axes,
+    shape_of,
+    spatial_dims,
+)
+from graphreg.ir.operations import Operations, function_name, is_port, nodes_in
+
+_PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "T"}
+_ATTENTION = "scaled_dot_product_attention"
+_SWAPS = {"transpose", "swapaxes", "swapdims"}
+# operations after which the last axis is still last, or another one is last because it is gone
+_INDEX = {"getitem", "select", "squeeze", "narrow", "mean", "sum", "amax", "amin", "max", "min", "logsumexp", "expand", "unbind"}
+
+
+@dataclass(frozen=True)
+class UnitAxes:
+    """Where the units of the layer that made a value are.
+
+    Attributes:
+        axes: The axes, counted from the end: -1 is the last one. After a reshape there are several, the innermost one last, which the
+            units are then said to be on: the classes in ``view(batch, anchors, classes)``. Empty if this is not known.
+        rank: The number of dims of the value; 0 if it is not known.
+    """
+
+    axes: tuple[int, ...] = ()
+    rank: int = 0
+
+
+UNKNOWN = UnitAxes()
+_Known = dict[fx.Node, UnitAxes | None]
+
+
+def unit_axes(node: fx.Node, operations: Operations, known: _Known) -> UnitAxes | None:
+    """Return where the units of the layer that made a value are; None if no layer is between the model's inputs and the value.
+
+    ``known``: the values that were asked for before, and all sizes, with None; gets those that are asked for now.
+    """
+    waiting = [node]
+    while waiting:
+        each = waiting[-1]
+        operands = [] if each in known or _is_start(each, operations) else list(nodes_in((each.args, each.kwargs)))
+        if missing := [operand for operand in operands if operand not in known]:
+            waiting += missing
+            continue
+        waiting.pop()
+        if each in known:
+            continue
+        if not operands:
+            known[each] = _at_start(each, operations)
+            continue
+        before = {operand: axes for operand in operands if (axes := known[operand]) is not None}
+        found = {_after(each, operand, axes, operations) for operand, axes in before.items()} - {None}
+        known[each] = None if not before else found.pop() if len(found) == 1 else UNKNOWN
+    return known[node]
+
+
+def _source(node: fx.Node, operations: Operations) -> fx.Node:
+    while is_port(node, operations) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _is_start(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node makes new units, or ones of which nothing is known: a layer, a product, an opaque function."""
+    source = _source(node, operations)
+    if operations.is_opaque(source) or spatial_dims(node, operations) or function_name(source) in ("written", _ATTENTION):
+        return True
+    is_rearranged = operations.module(source) is None and len(list(nodes_in((source.args, source.kwargs)))) == 1  # such as an einsum
+    return has_units_last(source, operations) and not is_rearranged
+
+
+def _at_start(node: fx.Node, operations: Operations) -> UnitAxes | None:
+    source, rank = _source(node, operations), len(shape_of(node) or ())
+    if not _is_start(node, operations) or operations.is_opaque(source):
+        return None
+    if spatial_dims(node, operations):
+        return _from_end(channels_of(node, operations, {}))
+    if function_name(node) == "written":
+        return UNKNOWN
+    axis = _of_product(source, operations)
+    return None if axis is None else UnitAxes((axis,), rank)
+
+
+def _of_product(node: fx.Node, operations: Operations) -> int | None:
+    """Return the axis, counted from the end, of what a product with weights computes; None for a product of two values, which has no units.
+
+    It is the last axis, or that of the weights if these come first.
+    """
+    name, operands = function_name(node), list(nodes_in((node.args, node.kwargs)))
+    if operations.module(node) is not None or name not in ("matmul", "__matmul__", "bmm", "mm", "einsum") or len(operands) != 2:
+        return -1
+    of_data = [nearest(each, lambda n: n.op in ("placeholder", "call_module"), lambda n: n.all_input_nodes) for each in operands]
+    if all(of_data):
+        return None
+    weights = 0 if of_data[0] is None else 1
+    if name == "einsum" and isinstance(node.args[0], str) and "->" in node.args[0]:
+        given, made = node.args[0].replace(" ", "").split("->")
+        of_other = given.split(",")[1 - weights]
+        new = [made.index(letter) - len(made) for letter in given.split(",")[weights] if letter in made and letter not in of_other]
+        return new[-1] if new else -1
+    return -1 if weights else -2
+
+
+def _from_end(channels: Channels | None) -> UnitAxes | None:
+    return None if channels is None else UnitAxes(tuple(axis - channels.rank for axis in channels.axes), channels.rank)
+
+
+def _after(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operations) -> UnitAxes | None:
+    """Return where the units of an operand are after an operation; None if the operand is only broadcast, as a mean is."""
+    name, shape, given = function_name(node), shape_of(node), shape_of(operand)
+    if before == UNKNOWN:
+        return UNKNOWN
+    by_name = replace(_by_name(node, operand, before, operations), rank=len(shape or ()))
+    if not before.rank or (shape is None and given is not None):
+        return by_name if by_name.axes else UNKNOWN
+
+    def followed(axes: tuple[int, ...]) -> UnitAxes | None:
+        channels = Channels(before.rank, tuple(sorted(axis + before.rank for axis in axes)))
+        return _from_end(channels_of(node, operations, {operand: channels}))
+
+    whole, inner = followed(before.axes), followed(before.axes[-1:])
+    if whole is not None and (inner is None or len(inner.axes) > 1):
+        return whole  # the reshape has joined all axes to one, or has split the one that there was
+    if whole is not None and inner is not None:
+        return UnitAxes((*(axis for axis in whole.axes if axis not in inner.axes), *inner.axes), whole.rank)
+    if inner is not None:
+        return inner
+    if is_elementwise(node) and given is not None and shape is not None and _is_broadcast(given, shape, before.axes):
+        return None
+    return by_name if by_name.axes and (name in _INDEX or _is_reshape(node, operations)) else UNKNOWN
+
+
+def _is_broadcast(given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+    return len(given) <= len(shape) and any(-axis <= len(given) and given[axis] == 1 != shape[axis] for axis in axes)
+
+
+def _by_name(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operations) -> UnitAxes:
+    """Return where the units are after an operation, as far as that is known without shapes."""
+    name, rest = function_name(node), [*node.args[1:], *node.kwargs.values()]
+    name = str(rest[0]) if name == "getattr" else name
+    last = UnitAxes((-1,)) if before.axes[-1] == -1 else UNKNOWN
+    if operand in operands_with_its_axes(node, operations):
+        return UnitAxes(before.axes)
+    if name in ("t", "mT", "mH") or (name in _SWAPS and {*rest} == {-1, -2}):
+        return UnitAxes(tuple({-1: -2, -2: -1}.get(axis, axis) for axis in before.axes))
+    if name in _SWAPS and {*rest} == {0, 1}:
+        return last
+    if name in ("stack", "unsqueeze", "unsqueeze_"):
+        return last if rest in ([], [0], [1]) else UNKNOWN
+    if _is_reshape(node, operations) and _made_dims(node, operations) == 2:
+        return UnitAxes((-1,))  # of [batch, units], however many axes were joined
+    keeps = name in _INDEX or _is_reshape(node, operations) or operations.passes_through(node)
+    return last if keeps and name not in _PERMUTES else UNKNOWN
+
+
+def _is_reshape(node: fx.Node, operations: Operations) -> bool:
+    return function_name(node) in RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
+
+
+def _made_dims(node: fx.Node, operations: Operations) -> int:
+    """Return the number of dims that a reshape makes; 0 if it is not known without shapes."""
+    name, module, rest = function_name(node), operations.module(node), list(node.args[1:])
+    if (shape := shape_of(node)) is not None:
+        return len(shape)
+    if isinstance(module, nn.Flatten) or name == "flatten":
+        axes = (module.start_dim, module.end_dim) if isinstance(module, nn.Flatten) else (*rest, -1)[:2]
+        return 2 if axes == (1, -1) else 0
+    sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+    return len(sizes) if name in ("view", "reshape") and not node.kwargs else 0
