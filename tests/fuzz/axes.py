@@ -15,7 +15,7 @@ _LAYERS = {"ReLU", "Tanh", "GELU", "Sigmoid", "SiLU", "BatchNorm1d", "LayerNorm"
 # operations behind which the last axis of a value may be another one than before
 _MOVES = {
     "transpose", "permute", "t", "swapaxes", "movedim", "einsum", "unfold", "diagonal", "as_strided", "meshgrid", "view", "reshape",
-    "flatten", "unflatten", "ravel", "select", "getitem",
+    "flatten", "unflatten", "ravel", "select", "getitem", "getattr", "expand", "unsqueeze", "stack", "roll",
 }  # fmt: skip
 RECURRENT = {"LSTM", "GRU", "RNN", "GRUCell", "RNNCell"}
 
@@ -58,21 +58,20 @@ def moved(found: Table) -> set[str]:
 
 
 def near_moved(found: Table, layers: set[str]) -> set[str]:
-    """The sites that a recurrent layer reads or has made, directly or not, if an operation among them may move the axis of time."""
-    values, near = found.values, set[int]()
-    keys = [key for key, value in values.items() if value.node is not None and value.node.module in layers]
-    for step in ("before", "after"):
-        reached, order = set(keys), [*values] if step == "after" else [*values][::-1]
-        for key in order:
-            node = values[key].node
-            if node is not None and step == "after" and reached.intersection(node.reads):
-                reached.add(key)
-            if node is not None and step == "before" and key in reached:
-                reached.update(node.reads)
-        near |= reached
-    if not any(_base(values[key]) in _MOVES for key in near if key in values):
-        return set()
-    return {values[key].names[0].text for key in near if key in values and values[key].names}
+    """The sites between which and a recurrent layer a path leads, forward or back, if an operation among them may move the axis of time."""
+    links: dict[int, set[int]] = {}
+    for key, value in found.values.items():
+        for read in value.node.reads if value.node is not None else ():
+            links.setdefault(key, set()).add(read)
+            links.setdefault(read, set()).add(key)
+    near = {key for key, value in found.values.items() if value.node is not None and value.node.module in layers}
+    waiting = list(near)
+    while waiting:
+        new = links.get(waiting.pop(), set()) - near
+        near |= new
+        waiting += new
+    there = [value for key, value in found.values.items() if key in near]
+    return {value.names[0].text for value in there if value.names} if any(_base(value) in _MOVES for value in there) else set()
 
 
 def behind(found: Table, kinds: set[str]) -> set[str]:
