@@ -107,7 +107,7 @@ def _plain(name: str) -> str:
 _JOINS = {"cat", "concat", "concatenate", "stack", "hstack"}
 _PROBABILITIES = {"softmax", "logsoftmax", "sigmoid"}
 # a probability is no activation: a penalty that takes logits refuses it and says so
-_ACTIVATIONS = {_plain(name) for name in activation.__all__ if not re.search("softmax|softmin|^sigmoid|attention", name.lower())}
+_ACTIVATIONS = {_plain(name) for name in activation.__all__ if not re.search("softmax|softmin|^sigmoid|attention", name.lower())} | {"exp"}
 _MOST_OF_OUTPUT = 200  # so many operations after the last layer are looked at
 
 

@@ -119,6 +119,7 @@ class Two(nn.Module):
             "detached": logits.detach(),
             "features": state.relu().flatten(1),
             "labels": logits.argmax(1),
+            "a variance": logits.exp(),
             "mask": torch.ones_like(logits).gather(1, torch.rand_like(logits).argsort(1)),
             "capped": 30 * torch.tanh(logits / 30),
             "the logits once more": logits.flatten(),
@@ -126,7 +127,7 @@ class Two(nn.Module):
         return logits, seconds[self.second]
 
 
-SECONDS = ["new state", "a view of a state", "pair", "detached", "features", "labels", "mask", "capped", "the logits once more"]
+SECONDS = ["new state", "a view of a state", "pair", "detached", "features", "labels", "a variance", "mask", "capped", "the logits once more"]
 
 
 @pytest.mark.parametrize("second", SECONDS)
