@@ -127,7 +127,9 @@ class Two(nn.Module):
         return logits, seconds[self.second]
 
 
-SECONDS = ["new state", "a view of a state", "pair", "detached", "features", "labels", "a variance", "mask", "capped", "the logits once more"]
+SECONDS = [
+    "new state", "a view of a state", "pair", "detached", "features", "labels", "a variance", "mask", "capped", "the logits once more",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("second", SECONDS)
