@@ -21,7 +21,10 @@ from graphreg.ir.convolution_axes import (
     shape_of,
     spatial_dims,
 )
+from graphreg.ir.dataflow import sizes_of
 from graphreg.ir.operations import Operations, function_name, is_port, nodes_in
+from graphreg.ir.roles import site_nodes
+from graphreg.ir.train_eval import ModeGraphs
 
 _PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "T"}
 _ATTENTION = "scaled_dot_product_attention"
@@ -45,31 +48,35 @@ class UnitAxes:
 
 
 UNKNOWN = UnitAxes()
-_Known = dict[fx.Node, UnitAxes | None]
 
 
-def unit_axes(node: fx.Node, operations: Operations, known: _Known) -> UnitAxes | None:
-    """Return where the units of the layer that made a value are; None if no layer is between the model's inputs and the value.
+class UnitFinder:
+    """Finds where the units of the values of graphs are. What it was asked for once, it knows."""
 
-    ``known``: the values that were asked for before, and all sizes, with None; gets those that are asked for now.
-    """
-    waiting = [node]
-    while waiting:
-        each = waiting[-1]
-        operands = [] if each in known or _is_start(each, operations) else list(nodes_in((each.args, each.kwargs)))
-        if missing := [operand for operand in operands if operand not in known]:
-            waiting += missing
-            continue
-        waiting.pop()
-        if each in known:
-            continue
-        if not operands:
-            known[each] = _at_start(each, operations)
-            continue
-        before = {operand: axes for operand in operands if (axes := known[operand]) is not None}
-        found = {_after(each, operand, axes, operations) for operand, axes in before.items()} - {None}
-        known[each] = None if not before else found.pop() if len(found) == 1 else UNKNOWN
-    return known[node]
+    def __init__(self, graphs: ModeGraphs, operations: Operations) -> None:
+        self.operations = operations
+        self.nodes = {name: node for graph in reversed([*graphs.values()]) for name, node in site_nodes(graph, operations).items()}
+        self.known: dict[fx.Node, UnitAxes | None] = {size: None for graph in graphs.values() for size in sizes_of(graph)}
+
+    def at(self, name: str) -> UnitAxes | None:
+        """Return where the units of the layer that made a site's value are; None if no layer is between the model's inputs and it."""
+        known, waiting = self.known, [self.nodes[name]]
+        while waiting:
+            node = waiting[-1]
+            operands = [] if node in known or _is_start(node, self.operations) else list(nodes_in((node.args, node.kwargs)))
+            if missing := [operand for operand in operands if operand not in known]:
+                waiting += missing
+                continue
+            waiting.pop()
+            if node in known:
+                continue
+            if not operands:
+                known[node] = _at_start(node, self.operations)
+                continue
+            before = {operand: axes for operand in operands if (axes := known[operand]) is not None}
+            found = {_after(node, operand, axes, self.operations) for operand, axes in before.items()} - {None}
+            known[node] = None if not before else found.pop() if len(found) == 1 else UNKNOWN
+        return known[self.nodes[name]]
 
 
 def _source(node: fx.Node, operations: Operations) -> fx.Node:

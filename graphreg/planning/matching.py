@@ -144,7 +144,7 @@ def refusals(traced: Traced, regularizer: Regularizer) -> dict[str, str]:
         try:
             check_sites(regularizer, [site])
             if "units" in regularizer.takes:
-                units_at([site], regularizer, traced.graphs, traced.operations)
+                units_at([site], regularizer, traced.units)
             if isinstance(regularizer, Splice):
                 check_shapes(regularizer, {site: None}, axes=False)
         except RegularizerError as error:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import fx
-
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir.dataflow import sizes_of
-from graphreg.ir.operations import Operations
-from graphreg.ir.roles import site_nodes
 from graphreg.ir.site import Site
-from graphreg.ir.train_eval import ModeGraphs
-from graphreg.ir.unit_axes import UNKNOWN, UnitAxes, unit_axes
+from graphreg.ir.unit_axes import UNKNOWN, UnitFinder
 from graphreg.ir.units import Units
 
 
@@ -27,7 +21,7 @@ def check_axis(regularizer: Any) -> None:
         )
 
 
-def units_at(sites: Iterable[Site], regularizer: Any, graphs: ModeGraphs, operations: Operations) -> dict[Site, Units]:
+def units_at(sites: Iterable[Site], regularizer: Any, finder: UnitFinder) -> dict[Site, Units]:
     """Decide how to read the value of each site as samples of units.
 
     The units lie along the axis that the option ``axis`` gives. If it is None, the units of a value
@@ -37,10 +31,9 @@ def units_at(sites: Iterable[Site], regularizer: Any, graphs: ModeGraphs, operat
 
     Args:
         sites: The selected sites.
-        graphs: The graphs in which they are.
-        operations: The operations of the graphs' model.
         regularizer: The regularizer. Its ``min_samples`` and ``min_units`` say how many samples and
             units its formula needs.
+        finder: Finds where the units of the layer that made a value are.
 
     Returns:
         A dict. Each key is a site; the value says how to read the site's value.
@@ -50,15 +43,13 @@ def units_at(sites: Iterable[Site], regularizer: Any, graphs: ModeGraphs, operat
             too few units. Or it is not known on which axis its units are.
     """
     read_as, given = {}, regularizer.engine_options.axis
-    nodes = {name: node for graph in reversed([*graphs.values()]) for name, node in site_nodes(graph, operations).items()}
-    known: dict[fx.Node, UnitAxes | None] = {size: None for graph in graphs.values() for size in sizes_of(graph)}
     for site in sites:
         who = f"{type(regularizer).__name__} at {site.name}"
         channels = given is None and site.spatial > 0
         # the axis of the channels is counted from the end, so that it is right for a value without
         # the batch axis, too
         axis = given if given is not None else -1 - site.spatial
-        made = unit_axes(nodes[site.name], operations, known) if axis == -1 and given is None else None
+        made = finder.at(site.name) if axis == -1 and given is None else None
         if made == UNKNOWN and (site.shape is None or site.role == "output"):
             cure = "axis=" if site.shape is not None else "example_inputs, or axis="
             raise RegularizerError(

@@ -27,6 +27,7 @@ from graphreg.ir.roles import NORM_CLASS, value_sites
 from graphreg.ir.site import Label, Site
 from graphreg.ir.source_location import forward_line
 from graphreg.ir.train_eval import ModeGraphs, why_not_in_eval
+from graphreg.ir.unit_axes import UnitFinder
 from graphreg.torch_internals import pytree
 from graphreg.torch_internals.distributed import class_name
 from graphreg.torch_internals.interpreter import at_rest, deep_enough
@@ -159,6 +160,11 @@ class Traced(RenamedAttributes):
     def parameter_reads(self) -> Mapping[str, ParameterReads]:
         """Where each graph reads the model's parameters: by mode, then by the name of the parameter's site."""
         return {mode: parameter_reads(graph, self.parameters) for mode, graph in self.graphs.items()}
+
+    @cached_property
+    def units(self) -> UnitFinder:
+        """Finds where the units of the values are."""
+        return UnitFinder(self.graphs, self.operations)
 
     @cached_property
     def operations(self) -> Operations:
