@@ -394,7 +394,7 @@ class _Judge:
         module = self.operations.module(source)
         name = function_name(source) if module is None else type(module).__name__
         is_state = bool(self._sequence(origin)) or isinstance(module, nn.RNNCellBase) or name in CELLS
-        is_weights = bool(labels) and not labels[0].default
+        is_weights = bool(labels) and not labels[0].default and name not in ("max", "min")
         is_passed_on = node in self.passed_on or node in self.underived or node not in self.deep
         return not (is_passed_on or is_state or is_weights or _plain(name) in _ACTIVATIONS)
 

@@ -6,6 +6,7 @@ operations that leave the last axis where it is are known here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -22,7 +23,7 @@ from graphreg.ir.convolution_axes import (
     spatial_dims,
 )
 from graphreg.ir.dataflow import sizes_of
-from graphreg.ir.operations import Operations, function_name, is_port, nodes_in
+from graphreg.ir.operations import Operations, function_name, is_of_einops, is_port, nodes_in
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.train_eval import ModeGraphs
 
@@ -48,6 +49,7 @@ class UnitAxes:
 
 
 UNKNOWN = UnitAxes()
+_GONE = UnitAxes((), -1)  # an index or a sum has taken the axis away
 
 
 class UnitFinder:
@@ -74,8 +76,10 @@ class UnitFinder:
                 known[node] = _at_start(node, self.operations)
                 continue
             before = {operand: axes for operand in operands if (axes := known[operand]) is not None}
-            found = {_after(node, operand, axes, self.operations) for operand, axes in before.items()} - {None}
-            known[node] = None if not before else found.pop() if len(found) == 1 else UNKNOWN
+            # an operand that is repeated along an axis, as a mean or a gate is, has no say beside one that is not
+            whole = {operand: axes for operand, axes in before.items() if not _is_broadcast(node, operand)}
+            found = {_after(node, operand, axes, self.operations) for operand, axes in (whole or before).items()}
+            known[node] = None if not before or found == {_GONE} else found.pop() if len(found) == 1 else UNKNOWN
         return known[self.nodes[name]]
 
 
@@ -88,6 +92,8 @@ def _source(node: fx.Node, operations: Operations) -> fx.Node:
 def _is_start(node: fx.Node, operations: Operations) -> bool:
     """Return whether a node makes new units, or ones of which nothing is known: a layer, a product, an opaque function."""
     source = _source(node, operations)
+    if _pattern(node, operations):
+        return False
     if operations.is_opaque(source) or spatial_dims(node, operations) or function_name(source) in ("written", _ATTENTION):
         return True
     is_rearranged = operations.module(source) is None and len(list(nodes_in((source.args, source.kwargs)))) == 1  # such as an einsum
@@ -112,32 +118,33 @@ def _of_product(node: fx.Node, operations: Operations) -> int | None:
     It is the last axis, or that of the weights if these come first.
     """
     name, operands = function_name(node), list(nodes_in((node.args, node.kwargs)))
-    if operations.module(node) is not None or name not in ("matmul", "__matmul__", "bmm", "mm", "einsum") or len(operands) != 2:
+    if operations.module(node) is not None or name not in ("matmul", "__matmul__", "bmm", "mm", "einsum"):
         return -1
     of_data = [nearest(each, lambda n: n.op in ("placeholder", "call_module"), lambda n: n.all_input_nodes) for each in operands]
-    if all(of_data):
-        return None
-    weights = 0 if of_data[0] is None else 1
     if name == "einsum" and isinstance(node.args[0], str) and "->" in node.args[0]:
         given, made = node.args[0].replace(" ", "").split("->")
-        of_other = given.split(",")[1 - weights]
-        new = [made.index(letter) - len(made) for letter in given.split(",")[weights] if letter in made and letter not in of_other]
-        return new[-1] if new else -1
-    return -1 if weights else -2
+        letters = dict(zip(operands, given.split(","), strict=False))
+        data = "".join(letters[each] for each, read in zip(operands, of_data, strict=True) if read is not None)
+        new = [made.index(letter) - len(made) for letter in "".join(letters.values()) if letter in made and letter not in data]
+        return new[-1] if new else None
+    return None if all(of_data) else -2 if of_data[0] is None else -1
 
 
 def _from_end(channels: Channels | None) -> UnitAxes | None:
     return None if channels is None else UnitAxes(tuple(axis - channels.rank for axis in channels.axes), channels.rank)
 
 
-def _after(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operations) -> UnitAxes | None:
-    """Return where the units of an operand are after an operation; None if the operand is only broadcast, as a mean is."""
+def _after(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operations) -> UnitAxes:
+    """Return where the units of an operand are after an operation."""
     name, shape, given = function_name(node), shape_of(node), shape_of(operand)
     if before == UNKNOWN:
         return UNKNOWN
-    by_name = replace(_by_name(node, operand, before, operations), rank=len(shape or ()))
+    if pattern := _pattern(node, operations):
+        return _rearranged(pattern, before)
+    by_name = _by_name(node, operand, before, operations)
+    by_name = replace(by_name, rank=len(shape or ())) if by_name.axes else by_name
     if not before.rank or (shape is None and given is not None):
-        return by_name if by_name.axes else UNKNOWN
+        return by_name if by_name.axes else _GONE if by_name.rank < 0 else UNKNOWN
 
     def followed(axes: tuple[int, ...]) -> UnitAxes | None:
         channels = Channels(before.rank, tuple(sorted(axis + before.rank for axis in axes)))
@@ -150,13 +157,38 @@ def _after(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operat
         return UnitAxes((*(axis for axis in whole.axes if axis not in inner.axes), *inner.axes), whole.rank)
     if inner is not None:
         return inner
-    if is_elementwise(node) and given is not None and shape is not None and _is_broadcast(given, shape, before.axes):
-        return None
+    if name in _INDEX and shape is not None and given is not None and len(shape) < len(given):
+        return _GONE
     return by_name if by_name.axes and (name in _INDEX or _is_reshape(node, operations)) else UNKNOWN
 
 
-def _is_broadcast(given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
-    return len(given) <= len(shape) and any(-axis <= len(given) and given[axis] == 1 != shape[axis] for axis in axes)
+def _is_broadcast(node: fx.Node, operand: fx.Node) -> bool:
+    """Return whether an elementwise operation repeats an operand along an axis; False if the shapes are not known."""
+    given, shape = shape_of(operand), shape_of(node)
+    return is_elementwise(node) and given is not None and shape is not None and given[::-1] != shape[: -len(given) - 1 : -1]
+
+
+def _pattern(node: fx.Node, operations: Operations) -> str:
+    """Return the pattern of a rearrangement by einops; ``""`` if the node is none."""
+    module = operations.module(node)
+    if module is None:
+        pattern = node.args[1] if function_name(node) == "rearrange" and is_of_einops(node) and len(node.args) > 1 else ""
+    else:
+        pattern = getattr(module, "pattern", "") if type(module).__name__ == "Rearrange" and is_of_einops(node, module) else ""
+    return pattern if isinstance(pattern, str) else ""
+
+
+def _rearranged(pattern: str, before: UnitAxes) -> UnitAxes:
+    """Return where the units are after a rearrangement by einops: ``"b (h d) t -> b t h d"``."""
+    given, made = ([group.strip("()").split() for group in re.findall(r"\([^)]*\)|[^\s()]+", side)] for side in pattern.split("->"))
+    axis = before.axes[-1]
+    if -axis > len(given) or "..." in (name for group in given[axis:] for name in group) or not given[axis]:
+        return UNKNOWN
+    units = given[axis][-1]
+    places = [i - len(made) for i, group in enumerate(made) if units in group]
+    behind = [name for group in made[places[0] :] for name in group] if places else ["..."]
+    whole = bool(places) and (made[places[0]] == [units] or made[places[0]] == given[axis])
+    return UnitAxes((places[0],), 0) if whole and "..." not in behind else UNKNOWN
 
 
 def _by_name(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operations) -> UnitAxes:
@@ -170,6 +202,8 @@ def _by_name(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Oper
         return UnitAxes(tuple({-1: -2, -2: -1}.get(axis, axis) for axis in before.axes))
     if name in _SWAPS and {*rest} == {0, 1}:
         return last
+    if name in ("squeeze", "mean", "sum", "amax", "amin", "logsumexp") and rest[:1] == [-1] and before.axes == (-1,):
+        return _GONE
     if name in ("stack", "unsqueeze", "unsqueeze_"):
         return last if rest in ([], [0], [1]) else UNKNOWN
     if _is_reshape(node, operations) and _made_dims(node, operations) == 2:

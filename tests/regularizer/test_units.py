@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import einops
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,12 +187,21 @@ class Moved(nn.Module):
         "einsum": lambda m, x: torch.einsum("btd,vd->bvt", m.first(x), m.words.weight),
         "steps that are stacked": lambda m, x: torch.stack([m.head(m.first(x[:, t])) for t in range(5)], -1),
         "centred logits": lambda m, x: (y := m.head(m.first(x)).transpose(1, 2)) - y.mean(1, keepdim=True),
+        "gated experts": lambda m, x: (
+            torch.stack([m.head(m.first(x)), m.digits(x)[..., :7]], 1) * x[:, :2, :1, None].sigmoid()
+        ).sum(1).transpose(1, 2),
+        "a biaffine score": lambda m, x: torch.einsum("bti,cij,bsj->bcts", m.first(x), m.cube, m.first(x)),
+        "einops": lambda m, x: einops.rearrange(m.digits(x), "b t (d c) -> b c (t d)", c=7),
+        "the largest of the steps": lambda m, x: m.head(m.first(x)).unsqueeze(2).expand(-1, -1, 2, -1).max(2).values.transpose(1, 2),
+        "a layer for each class": lambda m, x: torch.stack([m.one(x[:, t]).squeeze(-1) for t in range(5)], 1),
+        "distances to prototypes": lambda m, x: (m.first(x.mean(1))[:, None] - m.words.weight).square().sum(-1),
         "pixels of patches": lambda m, x: m.digits(x).view(-1, 5, 3, 7).permute(0, 3, 1, 2).reshape(-1, 7, 15),
     }  # fmt: skip
 
     def __init__(self, way: str) -> None:
         super().__init__()
         self.first, self.head, self.rnn, self.conv = nn.Linear(4, 6), nn.Linear(6, 7), nn.GRU(4, 7, batch_first=True), nn.Conv1d(5, 14, 1)
+        self.one, self.cube = nn.Linear(4, 1), nn.Parameter(torch.rand(7, 6, 6))
         self.digits, self.words, self.way = nn.Linear(4, 21), nn.Embedding(7, 6), way
 
     def forward(self, x: Tensor) -> Tensor:
