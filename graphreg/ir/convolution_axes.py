@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import activation, dropout, padding, pooling, upsampling
+from torch.nn.modules import activation, channelshuffle, dropout, padding, pixelshuffle, pooling, upsampling
 
 from graphreg.ir.batch_norms import BATCH_NORMS
 from graphreg.ir.operations import Operations, function_name, is_port, nodes_in
@@ -26,7 +26,7 @@ CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "c
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _PARTS = {"chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"}  # their results are tuples of parts
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
-_LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling)
+_LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling, pixelshuffle, channelshuffle)
 
 
 def _called_by_layers() -> Iterator[str]:

@@ -29,6 +29,7 @@ from graphreg.ir.train_eval import ModeGraphs
 
 _PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "T"}
 _ATTENTION = "scaled_dot_product_attention"
+_COMPARES = {"cosine_similarity", "pairwise_distance", "cdist"}  # what they compute of two values has no units of a layer
 _SWAPS = {"transpose", "swapaxes", "swapdims"}
 # operations after which the last axis is still last, or another one is last because it is gone
 _INDEX = {"getitem", "select", "squeeze", "narrow", "mean", "sum", "amax", "amin", "max", "min", "logsumexp", "expand", "unbind"}
@@ -94,7 +95,7 @@ def _is_start(node: fx.Node, operations: Operations) -> bool:
     source = _source(node, operations)
     if _pattern(node, operations):
         return False
-    if operations.is_opaque(source) or spatial_dims(node, operations) or function_name(source) in ("written", _ATTENTION):
+    if operations.is_opaque(source) or spatial_dims(node, operations) or function_name(source) in ("written", _ATTENTION, *_COMPARES):
         return True
     is_rearranged = operations.module(source) is None and len(list(nodes_in((source.args, source.kwargs)))) == 1  # such as an einsum
     return has_units_last(source, operations) and not is_rearranged
@@ -102,11 +103,11 @@ def _is_start(node: fx.Node, operations: Operations) -> bool:
 
 def _at_start(node: fx.Node, operations: Operations) -> UnitAxes | None:
     source, rank = _source(node, operations), len(shape_of(node) or ())
-    if not _is_start(node, operations) or operations.is_opaque(source):
+    if not _is_start(node, operations) or operations.is_opaque(source) or function_name(source) in _COMPARES:
         return None
     if spatial_dims(node, operations):
         return _from_end(channels_of(node, operations, {}))
-    if function_name(node) == "written":
+    if function_name(source) in ("written", "tensordot"):
         return UNKNOWN
     axis = _of_product(source, operations)
     return None if axis is None else UnitAxes((axis,), rank)
@@ -120,7 +121,7 @@ def _of_product(node: fx.Node, operations: Operations) -> int | None:
     name, operands = function_name(node), list(nodes_in((node.args, node.kwargs)))
     if operations.module(node) is not None or name not in ("matmul", "__matmul__", "bmm", "mm", "einsum"):
         return -1
-    of_data = [nearest(each, lambda n: n.op in ("placeholder", "call_module"), lambda n: n.all_input_nodes) for each in operands]
+    of_data = [nearest(each, lambda n: n.op == "placeholder", lambda n: n.all_input_nodes) for each in operands]
     if name == "einsum" and isinstance(node.args[0], str) and "->" in node.args[0]:
         given, made = node.args[0].replace(" ", "").split("->")
         letters = dict(zip(operands, given.split(","), strict=False))
@@ -195,7 +196,7 @@ def _by_name(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Oper
     """Return where the units are after an operation, as far as that is known without shapes."""
     name, rest = function_name(node), [*node.args[1:], *node.kwargs.values()]
     name = str(rest[0]) if name == "getattr" else name
-    last = UnitAxes((-1,)) if before.axes[-1] == -1 else UNKNOWN
+    last = UnitAxes((-1,)) if before.axes == (-1,) else UNKNOWN
     if operand in operands_with_its_axes(node, operations):
         return UnitAxes(before.axes)
     if name in ("t", "mT", "mH") or (name in _SWAPS and {*rest} == {-1, -2}):

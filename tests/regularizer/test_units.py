@@ -195,12 +195,16 @@ class Moved(nn.Module):
         "the largest of the steps": lambda m, x: m.head(m.first(x)).unsqueeze(2).expand(-1, -1, 2, -1).max(2).values.transpose(1, 2),
         "a layer for each class": lambda m, x: torch.stack([m.one(x[:, t]).squeeze(-1) for t in range(5)], 1),
         "distances to prototypes": lambda m, x: (m.first(x.mean(1))[:, None] - m.words.weight).square().sum(-1),
+        "a cosine head": lambda m, x: nn.functional.cosine_similarity(m.first(x.mean(1))[:, None], m.words.weight[None], dim=-1),
+        "classes times a map": lambda m, x: torch.einsum("qc,bct->bqt", m.first(m.cube[:, 0, :4]), m.conv(x)[:, :6]),
+        "shuffled pixels": lambda m, x: nn.PixelShuffle(2)(m.map(x[:, None])),
         "pixels of patches": lambda m, x: m.digits(x).view(-1, 5, 3, 7).permute(0, 3, 1, 2).reshape(-1, 7, 15),
     }  # fmt: skip
 
     def __init__(self, way: str) -> None:
         super().__init__()
         self.first, self.head, self.rnn, self.conv = nn.Linear(4, 6), nn.Linear(6, 7), nn.GRU(4, 7, batch_first=True), nn.Conv1d(5, 14, 1)
+        self.map = nn.Conv2d(1, 28, 1)
         self.one, self.cube = nn.Linear(4, 1), nn.Parameter(torch.rand(7, 6, 6))
         self.digits, self.words, self.way = nn.Linear(4, 21), nn.Embedding(7, 6), way
 
