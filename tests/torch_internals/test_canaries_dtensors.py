@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def test_fsdp() -> None:
                 return super().forward(x)
 
         layer = Layer(2, 2)
+        gc.collect()  # modules that earlier tests have sharded
         assert not distributed.uses_fsdp() and not distributed.taken_by_fsdp(layer.weight)
         fully_shard(layer, mesh=mesh)
         assert type(layer).__name__ == "FSDPLayer" and distributed.class_name(layer) == distributed.class_name(Layer(1, 1)) == "Layer"
