@@ -22,6 +22,7 @@ class NEFTune(Splice, keys=("neftune",)):
 
     Draws: one u for each element.
     Default sites: the output of the first embedding that reads an input of the model, and of all embeddings that read the same input.
+    Embeddings of one index an example, such as a user, are left out.
     Source: Jain et al., NEFTune: Noisy embeddings improve instruction finetuning, ICLR 2024, algorithm 1.
     """
 
