@@ -65,7 +65,8 @@ def test_fsdp() -> None:
                 return super().forward(x)
 
         layer = Layer(2, 2)
-        gc.collect()  # modules that earlier tests have sharded
+        torch._dynamo.reset()  # compiled code of earlier tests keeps the modules that these have sharded
+        gc.collect()
         assert not distributed.uses_fsdp() and not distributed.taken_by_fsdp(layer.weight)
         fully_shard(layer, mesh=mesh)
         assert type(layer).__name__ == "FSDPLayer" and distributed.class_name(layer) == distributed.class_name(Layer(1, 1)) == "Layer"
