@@ -31,9 +31,10 @@ class ConcreteDropout(Splice, keys=("concrete_dropout",)):
     Draws: one u for each element.
     Averaged over: the units, then the sites. Only the penalty is averaged.
     Default sites: the hidden values. Their shapes must be known, so give ``example_inputs``.
-    Source: Gal, Hron & Kendall, Concrete dropout, NeurIPS 2017, equations 3 to 5. The paper adds a second penalty,
-    ``l² (1 - p) |W|² / 2``, where W is the weight of the layer that reads the value, and l is the length scale of the prior. This class
-    does not have the second penalty; ``weight_l2`` penalizes ``|W|²``, without the factor 1 - p.
+    Source: Gal, Hron & Kendall, Concrete dropout, NeurIPS 2017, equations 3 to 5. The paper adds a second penalty on W, the
+    weight of the layer that reads the value: ``l² (1 - p) |W|² / 2``, where l is the length scale of the prior. The paper's dropout does
+    not divide by 1 - p; for dropout that does, as here, the second penalty is ``l² |W|² / (2 (1 - p))``, as in the authors' code. This
+    class does not have the second penalty; ``weight_l2`` penalizes ``|W|²``, without a factor that depends on p.
     """
 
     start: float = 0.1

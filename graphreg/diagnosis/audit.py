@@ -144,7 +144,8 @@ def _by_themselves(dropouts: Sequence[NativeDropout]) -> Iterator[Remark]:
         yield Remark(
             "acts in eval mode", site_names(always), f"{_rates(always)}, in every mode",
             "predictions are random, and differ from call to call: at test time the whole network should be used",
-            "pass training=self.training, or use nn.Dropout. For Monte Carlo dropout let it follow the mode, and call graphreg.noise_on",
+            "pass training=self.training, or use nn.Dropout. For Monte Carlo dropout, let the dropout follow the mode, and call "
+            "graphreg.noise_on",
             _SRIVASTAVA,
         )  # fmt: skip
     never = [dropout for dropout in dropouts if dropout.when == "never" and dropout.rate]

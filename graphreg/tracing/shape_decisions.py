@@ -89,7 +89,7 @@ def decided_count(value: Any, expected: int, more: bool = False) -> None:
 @has_side_effect
 def has_passed(value: Any, expected: bool, place: str) -> None:
     """Raise unless a check, of shapes or of values, comes out so that the model's forward does not raise an error behind it."""
-    failed = f"these inputs fail a check of the model's own ({place}), behind which its forward raises an error."
+    failed = f"these inputs fail a check of the model's own ({place}), where its forward raises an error."
     if torch.compiler.is_dynamo_compiling():
         if isinstance(value, torch.Tensor):  # Dynamo cannot branch on its value; without a text, torch would drop the assertion
             assert_async(value if expected else torch.logical_not(value), failed)
