@@ -79,8 +79,8 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     if dims := spatial_dims(node, operations):
         rank = dims + 2 if shape is None else len(shape)
         return Channels(rank, (rank - 1 - dims,))
-    if shape is not None and len(shape) == 3 and _unfolds(node, operations):
-        return Channels(3, (1,))
+    if shape is not None and len(shape) > 2 and _unfolds(node, operations):
+        return Channels(len(shape), (1,))
     alike = [_broadcast(node, operand, known[operand]) for operand in operands_with_its_axes(node, operations) if operand in known]
     if found := [each for each in alike if each]:
         return max(found, key=lambda each: (each.rank, each.spatial))
@@ -178,9 +178,12 @@ def _broadcast(node: fx.Node, operand: fx.Node, before: Channels) -> Channels | 
 
 
 def _unfolds(node: fx.Node, operations: Operations) -> bool:
-    """Return whether a node gathers patches of a map, [batch, channels of a patch, patches]; ``Tensor.unfold`` is another function."""
-    is_function = node.target is nn.functional.unfold or function_name(node) == "im2col"
-    return is_function or isinstance(operations.module(node), nn.Unfold)
+    """Return whether a node gathers patches of a map, [batch, channels of a patch, patches], or puts them together again.
+
+    ``Tensor.unfold`` is another function.
+    """
+    is_function = node.target in (nn.functional.unfold, nn.functional.fold) or function_name(node) in ("im2col", "col2im")
+    return is_function or isinstance(operations.module(node), (nn.Unfold, nn.Fold))
 
 
 def _is_channel_norm(node: fx.Node, operations: Operations) -> bool:

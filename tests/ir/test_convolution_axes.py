@@ -275,7 +275,8 @@ class Unfolds(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = x.unsqueeze(1)
         frames = nn.functional.unfold(x, (3, 5), stride=(1, 5)) if self.unfold is None else self.unfold(x)
-        return self.kernel((frames * 2).transpose(1, 2)), x.unfold(2, 3, 1)
+        folded = nn.functional.fold(frames, (12, 5), (3, 5), stride=(1, 5)).exp()
+        return self.kernel((frames * 2).transpose(1, 2)), folded, x.unfold(2, 3, 1)
 
 
 @pytest.mark.parametrize("as_layer", [True, False])
@@ -283,4 +284,4 @@ class Unfolds(nn.Module):
 def test_what_unfold_gathers_has_its_channels_on_axis_1(front_end: Any, as_layer: bool) -> None:
     traced = graphreg.trace(Unfolds(as_layer), torch.randn(4, 12, 5), front_end=front_end)
     channels = {site.name: site.channels for site in traced.values}
-    assert channels["mul"] == 1 and channels["kernel"] == 2 and channels[traced.values[-1].name] is None
+    assert channels["mul"] == channels["exp"] == 1 and channels["kernel"] == 2 and channels[traced.values[-1].name] is None
