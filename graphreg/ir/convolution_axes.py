@@ -25,7 +25,7 @@ CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "c
 # name in aten.
 ATEN_NAMES = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _PARTS = {"chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"}  # their results are tuples of parts
-RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
 _LAYERS_KEEP_AXES = (activation, pooling, padding, dropout, upsampling, pixelshuffle, channelshuffle)
 
 
@@ -45,6 +45,8 @@ _KEEP_AXES = {
     "grid_sampler", *_PARTS, *_called_by_layers(),
 }  # fmt: skip
 
+# more operations on one value that keep its axes; where shapes are known, ``_tried`` finds that out
+ALSO_KEEP_AXES = {"contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "flip", "roll", "cumsum", "index_select"}
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "logsumexp"}  # whose third argument is keepdim
 
 
@@ -79,7 +81,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     if dims := spatial_dims(node, operations):
         rank = dims + 2 if shape is None else len(shape)
         return Channels(rank, (rank - 1 - dims,))
-    if shape is not None and len(shape) > 2 and _unfolds(node, operations):
+    if shape and len(shape) == _patched_dims(node, operations):
         return Channels(len(shape), (1,))
     alike = [_broadcast(node, operand, known[operand]) for operand in operands_with_its_axes(node, operations) if operand in known]
     if found := [each for each in alike if each]:
@@ -97,8 +99,7 @@ def channels_of(node: fx.Node, operations: Operations, known: Mapping[fx.Node, C
     before, given = known[operands[0]], shape_of(operands[0])
     if is_linear(node, operations):  # it computes new channels from channels that are last; it mixes another axis if that is last
         return before if before.axes == (before.rank - 1,) else None
-    is_reshape = function_name(node) in RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
-    if is_reshape and shape is not None and given is not None and prod(given) == prod(shape) > 0:
+    if is_reshape(node, operations) and shape is not None and given is not None and prod(given) == prod(shape) > 0:
         return _reshaped(before, given, shape)
     return _tried(node, operands, known)
 
@@ -177,19 +178,26 @@ def _broadcast(node: fx.Node, operand: fx.Node, before: Channels) -> Channels | 
     return Channels(len(made), axes) if all(given[axis - more] == made[axis] for axis in axes) else None
 
 
-def _unfolds(node: fx.Node, operations: Operations) -> bool:
-    """Return whether a node gathers patches of a map, [batch, channels of a patch, patches], or puts them together again.
+def _patched_dims(node: fx.Node, operations: Operations) -> int:
+    """Return the number of dims of what gathers patches of maps, 3 for [batch, channels of a patch, patches], or makes maps of them, 4.
 
-    ``Tensor.unfold`` is another function.
+    0 for any other operation. ``Tensor.unfold`` is another one.
     """
-    is_function = node.target in (nn.functional.unfold, nn.functional.fold) or function_name(node) in ("im2col", "col2im")
-    return is_function or isinstance(operations.module(node), (nn.Unfold, nn.Fold))
+    module, name = operations.module(node), function_name(node)
+    if isinstance(module, nn.Unfold) or node.target is nn.functional.unfold or name == "im2col":
+        return 3
+    return 4 if isinstance(module, nn.Fold) or node.target is nn.functional.fold or name == "col2im" else 0
 
 
 def _is_channel_norm(node: fx.Node, operations: Operations) -> bool:
     """Return whether a node is a norm that takes axis 1 for the channels, whatever computed its input."""
     is_function = operations.module(node) is None and function_name(node) in ("batch_norm", "group_norm", "instance_norm")
     return is_function or isinstance(operations.module(node), (*BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm))
+
+
+def is_reshape(node: fx.Node, operations: Operations) -> bool:
+    """Return whether a node joins axes or splits them, and keeps the order of the elements."""
+    return function_name(node) in _RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
 
 
 def is_linear(node: fx.Node, operations: Operations) -> bool:

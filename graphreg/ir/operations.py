@@ -389,6 +389,13 @@ def is_port(node: fx.Node, operations: Operations) -> bool:
     return bool(port_path(node)) and operations.is_list(node.args[0])
 
 
+def source_of(node: fx.Node, operations: Operations) -> fx.Node:
+    """Return the call that returned a tuple of which the node is an item, also an item of an item; the node itself if it is no item."""
+    while is_port(node, operations):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
 def nodes_in(value: object) -> Iterator[fx.Node]:
     """Yield every node in a nested argument, in order."""
     if isinstance(value, fx.Node):

@@ -15,11 +15,23 @@ from torch.nn.modules import activation
 from graphreg.ir.batch_norms import batch_norms_fed
 from graphreg.ir.branches import residuals, signals
 from graphreg.ir.containers import builds, loss_of
-from graphreg.ir.convolution_axes import RESHAPES, Channels, channels_of, read_channels, shape_of
+from graphreg.ir.convolution_axes import Channels, channels_of, is_reshape, read_channels, shape_of
 from graphreg.ir.dataflow import has_options_only, without_derivative
 from graphreg.ir.made_objects import MadeObject
 from graphreg.ir.metadata import is_labelled, own_labels, scope_of
-from graphreg.ir.operations import PACKS, PRODUCTS, Operations, function_name, is_integer, is_port, is_size, nodes_in, port_path
+from graphreg.ir.operations import (
+    PACKS,
+    PRODUCTS,
+    Operations,
+    first_argument,
+    function_name,
+    is_integer,
+    is_port,
+    is_size,
+    nodes_in,
+    port_path,
+    source_of,
+)
 from graphreg.ir.random_ops import is_random
 from graphreg.ir.site import READS_PARAMETER, Label, Role, Site
 from graphreg.ir.train_eval import ModeGraphs
@@ -226,13 +238,13 @@ class _Judge:
                 self.queries.add(node)
 
         is_product = bool(data) and (self.operations.is_product(node) or acts_as_opaque(node))
-        weights = self.weights.intersection(node.all_input_nodes)
+        weights = self.weights.intersection(tensors)
         if is_product and (node.op == "call_module" or weights):
             # a model may compute the kernel, which is no value that a layer reads
             has_kernel = node.op == "call_function" and function_name(node).startswith(("conv", "linear")) and len(node.args) > 1
             kernel = node.args[1] if has_kernel else node.kwargs.get("weight")
             # nor are keys that are multiplied by learned queries
-            if has_kernel or not weights or not weights <= self.queries:
+            if node.op == "call_module" or has_kernel or not weights <= self.queries:
                 self.hidden.update(origin for n in data if n is not kernel and (origin := self._origin(n)) in self.deep)
             self.products.add(node)
             self.deep.add(node)
@@ -318,11 +330,10 @@ class _Judge:
     def _reshaped_from(self, node: fx.Node) -> fx.Node:
         """Return the value of which the node's value is a reshaped or converted copy, with all elements in their order."""
         count = math.prod(shape_of(node) or ())
-        while function_name(node) in (*RESHAPES, "ravel", "float", "to", "contiguous", "squeeze", "unsqueeze"):
-            source = node.args[0]
-            if not isinstance(source, fx.Node) or math.prod(shape_of(source) or ()) != count:
+        while is_reshape(node, self.operations) or function_name(node) in ("ravel", "float", "to", "contiguous", "squeeze", "unsqueeze"):
+            if not (given := first_argument(node)) or math.prod(shape_of(given[0]) or ()) != count:
                 break
-            node = source
+            (node,) = given
         return node
 
     def _site(self, node: fx.Node, labels: tuple[Label, ...]) -> Site:
@@ -362,9 +373,7 @@ class _Judge:
         port: Any = node
         while isinstance(port, fx.Node) and self.operations.is_dropout(port) and port.args:
             port = port.args[0]
-        source: Any = port
-        while isinstance(source, fx.Node) and is_port(source, self.operations):
-            source = source.args[0]
+        source: Any = source_of(port, self.operations) if isinstance(port, fx.Node) else port
         layer = self.operations.module(source) if source is not port and isinstance(source, fx.Node) else None
         if isinstance(source, fx.Node) and function_name(source) == "pad_packed_sequence" and port_path(port) == (0,):
             batch_first = source.args[1] if len(source.args) > 1 else source.kwargs.get("batch_first", False)
@@ -388,9 +397,7 @@ class _Judge:
     def _may_predict(self, node: fx.Node) -> bool:
         """Return whether the value may be a prediction, see ``Site``."""
         origin = self._origin(node)
-        labels, source = labels_of(origin, self.operations), origin
-        while is_port(source, self.operations) and isinstance(source.args[0], fx.Node):
-            source = source.args[0]
+        labels, source = labels_of(origin, self.operations), source_of(origin, self.operations)
         module = self.operations.module(source)
         name = function_name(source) if module is None else type(module).__name__
         is_state = bool(self._sequence(origin)) or isinstance(module, nn.RNNCellBase) or name in CELLS

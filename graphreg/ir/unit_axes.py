@@ -12,27 +12,27 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from graphreg.ir.convolution_axes import (
-    RESHAPES,
+    ALSO_KEEP_AXES,
     Channels,
     channels_of,
     has_units_last,
     is_elementwise,
+    is_reshape,
     nearest,
     operands_with_its_axes,
     shape_of,
     spatial_dims,
 )
 from graphreg.ir.dataflow import sizes_of
-from graphreg.ir.operations import Operations, function_name, is_of_einops, is_port, nodes_in
+from graphreg.ir.operations import Operations, function_name, is_of_einops, is_port, nodes_in, source_of
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.train_eval import ModeGraphs
 
-_PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "T"}
 _ATTENTION = "scaled_dot_product_attention"
 _COMPARES = {"cosine_similarity", "pairwise_distance", "cdist"}  # what they compute of two values has no units of a layer
 _SWAPS = {"transpose", "swapaxes", "swapdims"}
 # operations after which the last axis is still last, or another one is last because it is gone
-_INDEX = {"getitem", "select", "squeeze", "narrow", "mean", "sum", "amax", "amin", "max", "min", "logsumexp", "expand", "unbind"}
+_INDEX = {"getitem", "select", "squeeze", "narrow", "mean", "sum", "amax", "amin", "max", "min", "logsumexp", "expand", "unbind", "values"}
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,9 @@ class UnitFinder:
         return known[self.nodes[name]]
 
 
-def _source(node: fx.Node, operations: Operations) -> fx.Node:
-    while is_port(node, operations) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
-
-
 def _is_start(node: fx.Node, operations: Operations) -> bool:
     """Return whether a node makes new units, or ones of which nothing is known: a layer, a product, an opaque function."""
-    source = _source(node, operations)
+    source = source_of(node, operations)
     if _pattern(node, operations):
         return False
     if operations.is_opaque(source) or spatial_dims(node, operations) or function_name(source) in ("written", _ATTENTION, *_COMPARES):
@@ -102,7 +96,7 @@ def _is_start(node: fx.Node, operations: Operations) -> bool:
 
 
 def _at_start(node: fx.Node, operations: Operations) -> UnitAxes | None:
-    source, rank = _source(node, operations), len(shape_of(node) or ())
+    source = source_of(node, operations)
     if not _is_start(node, operations) or operations.is_opaque(source) or function_name(source) in _COMPARES:
         return None
     if spatial_dims(node, operations):
@@ -110,7 +104,7 @@ def _at_start(node: fx.Node, operations: Operations) -> UnitAxes | None:
     if function_name(source) in ("written", "tensordot"):
         return UNKNOWN
     axis = _of_product(source, operations)
-    return None if axis is None else UnitAxes((axis,), rank)
+    return None if axis is None else UnitAxes((axis,), len(shape_of(node) or ()))
 
 
 def _of_product(node: fx.Node, operations: Operations) -> int | None:
@@ -140,12 +134,12 @@ def _after(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operat
     name, shape, given = function_name(node), shape_of(node), shape_of(operand)
     if before == UNKNOWN:
         return UNKNOWN
-    if pattern := _pattern(node, operations):
-        return _rearranged(pattern, before)
-    by_name = _by_name(node, operand, before, operations)
-    by_name = replace(by_name, rank=len(shape or ())) if by_name.axes else by_name
-    if not before.rank or (shape is None and given is not None):
-        return by_name if by_name.axes else _GONE if by_name.rank < 0 else UNKNOWN
+    pattern = _pattern(node, operations)
+    by_name = _rearranged(pattern, before) if pattern else _by_name(node, operand, before, operations)
+    if by_name.axes:
+        by_name = replace(by_name, rank=len(shape or ()))
+    if pattern or not before.rank or (shape is None and given is not None):
+        return by_name
 
     def followed(axes: tuple[int, ...]) -> UnitAxes | None:
         channels = Channels(before.rank, tuple(sorted(axis + before.rank for axis in axes)))
@@ -160,7 +154,7 @@ def _after(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operat
         return inner
     if name in _INDEX and shape is not None and given is not None and len(shape) < len(given):
         return _GONE
-    return by_name if by_name.axes and (name in _INDEX or _is_reshape(node, operations)) else UNKNOWN
+    return by_name if name in _INDEX or is_reshape(node, operations) else UNKNOWN
 
 
 def _is_broadcast(node: fx.Node, operand: fx.Node) -> bool:
@@ -189,13 +183,13 @@ def _rearranged(pattern: str, before: UnitAxes) -> UnitAxes:
     places = [i - len(made) for i, group in enumerate(made) if units in group]
     behind = [name for group in made[places[0] :] for name in group] if places else ["..."]
     whole = bool(places) and (made[places[0]] == [units] or made[places[0]] == given[axis])
-    return UnitAxes((places[0],), 0) if whole and "..." not in behind else UNKNOWN
+    return UnitAxes((places[0],)) if whole and "..." not in behind else UNKNOWN
 
 
 def _by_name(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Operations) -> UnitAxes:
     """Return where the units are after an operation, as far as that is known without shapes."""
     name, rest = function_name(node), [*node.args[1:], *node.kwargs.values()]
-    name = str(rest[0]) if name == "getattr" else name
+    name = str(rest[0]) if name == "getattr" else name  # ``x.mT``, ``x.max(1).values``
     last = UnitAxes((-1,)) if before.axes == (-1,) else UNKNOWN
     if operand in operands_with_its_axes(node, operations):
         return UnitAxes(before.axes)
@@ -207,14 +201,12 @@ def _by_name(node: fx.Node, operand: fx.Node, before: UnitAxes, operations: Oper
         return _GONE
     if name in ("stack", "unsqueeze", "unsqueeze_"):
         return last if rest in ([], [0], [1]) else UNKNOWN
-    if _is_reshape(node, operations) and _made_dims(node, operations) == 2:
+    if is_reshape(node, operations) and _made_dims(node, operations) == 2:
         return UnitAxes((-1,))  # of [batch, units], however many axes were joined
-    keeps = name in _INDEX or _is_reshape(node, operations) or operations.passes_through(node)
-    return last if keeps and name not in _PERMUTES else UNKNOWN
-
-
-def _is_reshape(node: fx.Node, operations: Operations) -> bool:
-    return function_name(node) in RESHAPES or isinstance(operations.module(node), (nn.Flatten, nn.Unflatten))
+    if name == "getitem" and isinstance(rest[0], tuple) and rest[0][-1:] == (None,):
+        return UNKNOWN
+    keeps = name in _INDEX or name in ALSO_KEEP_AXES or is_reshape(node, operations) or is_port(node, operations)
+    return last if keeps else UNKNOWN
 
 
 def _made_dims(node: fx.Node, operations: Operations) -> int:

@@ -144,7 +144,7 @@ def refusals(traced: Traced, regularizer: Regularizer) -> dict[str, str]:
         try:
             check_sites(regularizer, [site])
             if "units" in regularizer.takes:
-                units_at([site], regularizer, traced.units)
+                units_at([site], regularizer, traced.unit_finder)
             if isinstance(regularizer, Splice):
                 check_shapes(regularizer, {site: None}, axes=False)
         except RegularizerError as error:

@@ -466,7 +466,7 @@ Chosen = dict[Site, tuple[str, Steps | None, Units | None]]  # from a site to th
 def _select(traced: Traced, regularizer: Regularizer, missing: Missing, rests: bool) -> Chosen:
     matched = matching_sites(traced, regularizer, missing)
     check_sites(regularizer, matched)
-    units = units_at(matched, regularizer, traced.units) if "units" in regularizer.takes else {}
+    units = units_at(matched, regularizer, traced.unit_finder) if "units" in regularizer.takes else {}
     chosen = {site: (*found, units.get(site)) for site, found in _sequences(traced, regularizer, matched).items()}
     # ``expect`` counts the sites of the model with its adapters.
     if not rests:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import fx, nn
 
 from graphreg.errors import RegularizerError, shown
-from graphreg.ir.convolution_axes import is_linear, nearest, operands_with_its_axes, shape_of, spatial_dims
+from graphreg.ir.convolution_axes import ALSO_KEEP_AXES, is_linear, nearest, operands_with_its_axes, shape_of, spatial_dims
 from graphreg.ir.dataflow import sizes_of
-from graphreg.ir.operations import PACKS, Operations, function_name, is_port, nodes_in, port_path
+from graphreg.ir.operations import PACKS, Operations, function_name, nodes_in, port_path, source_of
 from graphreg.ir.provenance import chains
 from graphreg.ir.roles import site_nodes
 from graphreg.ir.selector import Pattern, Selector, exactly, strings
@@ -21,8 +21,6 @@ from graphreg.ir.site import Label, Site
 from graphreg.ir.time_steps import Steps
 from graphreg.ir.train_eval import ModeGraphs
 
-# operations on one value that keep its axes, besides those of ``operands_with_its_axes``, and those that permute them
-_KEEP = {"contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "flip", "roll", "cumsum", "index_select"}
 _PERMUTE = {"permute", "transpose", "swapaxes", "swapdims"}
 _FEW = 2  # of so few values, or fewer, it is not sure that they are the steps of a loop
 # operations that may make one axis of two, or two of one, and keep the order of the elements
@@ -298,15 +296,18 @@ class _Calls:
         layers = {path for path, module in self.operations.modules.items() if getattr(module, "batch_first", None) is batch_first}
         # the layers of a Transformer know the order, and the Transformer may not
         paths = {path[:end] for path in layers for end in [*[i for i, letter in enumerate(path) if letter == "."], len(path)]}
+
+        def has_order(call: fx.Node, place: int) -> bool:
+            return (True in (*call.args[place : place + 1], call.kwargs.get("batch_first"))) is batch_first
+
         for node in (node for graph in self.graphs for node in graph.nodes):
-            source = self._source(node)
+            source = source_of(node, self.operations)
             is_call = source.op == "call_module" and str(source.target) in paths and not self._reads_packed(source)
-            given = source.args[1:2] if (is_pad := function_name(source) == "pad_packed_sequence") else node.args[2:3]
-            is_pack = function_name(node) == "pack_padded_sequence"
-            is_order = (True in (*given, (source if is_pad else node).kwargs.get("batch_first"))) is batch_first
-            if (is_call or (is_pad and is_order)) and port_path(node) in ((), (0,)):
+            is_pad = function_name(source) == "pad_packed_sequence" and has_order(source, 1)
+            is_pack = function_name(node) == "pack_padded_sequence" and has_order(node, 2)
+            if (is_call or is_pad) and port_path(node) in ((), (0,)):
                 yield node
-            if (is_pack and is_order) or (is_call and node is source):
+            if is_pack or (is_call and node is source):
                 yield from list(nodes_in((node.args, node.kwargs)))[:1]
 
     def _stacks(self) -> Iterator[fx.Node]:
@@ -331,7 +332,7 @@ class _Calls:
             if not all(function_name(item) == "unsqueeze" and item.args[1:] == (0,) for item in items):
                 return False
             items = [next(nodes_in(item.args)) for item in items]
-        made_by = [self._source(item).target for item in items]
+        made_by = [source_of(item, self.operations).target for item in items]
         return bool(_stack_axis(node) == 0) and len(items) > _FEW and len(set(made_by[1:])) == 1  # the first may be an initial state
 
     def _stacks_sequences(self, node: fx.Node) -> bool:
@@ -339,20 +340,15 @@ class _Calls:
         items = list(nodes_in((node.args[:1], node.kwargs.get("tensors"))))
         if function_name(node) != "stack" or _stack_axis(node) not in (0, 1):
             return False
-        return any(len(shape_of(i) or ()) > 2 or isinstance(self.operations.module(self._source(i)), nn.RNNBase) for i in items)
-
-    def _source(self, node: fx.Node) -> fx.Node:
-        """Return the call that returned a tuple of which the node is an item; the node itself if it is no item."""
-        while is_port(node, self.operations):
-            node = node.args[0]  # type: ignore[assignment]
-        return node
+        layers = (self.operations.module(source_of(item, self.operations)) for item in items)
+        return any(len(shape_of(item) or ()) > 2 for item in items) or any(isinstance(layer, nn.RNNBase) for layer in layers)
 
     def _alike(self, node: fx.Node, along: fx.Node, axis: int) -> list[fx.Node]:
         """Return the operands that have the axes of a node's value. A linear layer keeps the ``axis`` of ``along``, unless it is last."""
         if is_linear(node, self.operations):
             shape = shape_of(along)
             return list(nodes_in(node.args))[: shape is None or axis != len(shape) - 1]
-        alike = list(nodes_in(node.args))[:1] if function_name(node) in _KEEP else operands_with_its_axes(node, self.operations)
+        alike = list(nodes_in(node.args))[:1] if function_name(node) in ALSO_KEEP_AXES else operands_with_its_axes(node, self.operations)
         return [operand for operand in alike if operand.op != "get_attr"]
 
     def named(self, site: Site, labels: Sequence[Label]) -> Port | None:

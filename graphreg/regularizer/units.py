@@ -53,8 +53,7 @@ def units_at(sites: Iterable[Site], regularizer: Any, finder: UnitFinder) -> dic
         if made == UNKNOWN and (site.shape is None or site.role == "output"):
             cure = "axis=" if site.shape is not None else "example_inputs, or axis="
             raise RegularizerError(
-                f"{who}: the forward moves the axes of this value, and it is not known where the units of the layer that made it are. Give "
-                f"{cure}."
+                f"{who}: it is not known which axis of this value has the units of the layer that made it. Give {cure}."
             )
         axis = made.axes[-1] if made is not None and made.axes else axis
         read_as[site] = Units(axis, channels, regularizer.min_samples, regularizer.min_units)

@@ -162,8 +162,8 @@ class Traced(RenamedAttributes):
         return {mode: parameter_reads(graph, self.parameters) for mode, graph in self.graphs.items()}
 
     @cached_property
-    def units(self) -> UnitFinder:
-        """Finds where the units of the values are."""
+    def unit_finder(self) -> UnitFinder:
+        """Finds which axes of the values have the units of the layers that made them."""
         return UnitFinder(self.graphs, self.operations)
 
     @cached_property

@@ -498,3 +498,18 @@ class LearnedQueries(nn.Module):
 def test_keys_are_no_hidden_values_whether_the_queries_are_learned_or_not(front_end: Any) -> None:
     traced = graphreg.trace(LearnedQueries(), torch.randn(2, 5, 8), front_end=front_end)
     assert [site.name for site in traced.values if site.role == "hidden"] == ["matmul_1", "add", "matmul_3"]
+
+
+def test_a_layer_with_weights_reads_what_learned_queries_attend_to() -> None:
+    class Attends(LearnedQueries):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.out(x).relu()
+            y: Tensor = self.out(self.attend(self.q(self.latents).expand(len(x), -1, -1), h, h)[0])
+            return y
+
+    traced = graphreg.trace(Attends(), torch.randn(2, 5, 8))
+    assert [site.name for site in traced.values if site.role == "hidden"] == ["relu", "attend"]

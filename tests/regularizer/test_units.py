@@ -173,6 +173,9 @@ def test_a_convolution_of_one_example_without_a_batch_axis(layer: Any, shape: tu
     torch.testing.assert_close(one, batch)
 
 
+NOT_KNOWN = "it is not known which axis of this value has the units of the layer that made it."
+
+
 class Moved(nn.Module):
     """Values whose units operations have moved to axis 1 or 2, away from the end."""
 
@@ -198,6 +201,7 @@ class Moved(nn.Module):
         "a cosine head": lambda m, x: nn.functional.cosine_similarity(m.first(x.mean(1))[:, None], m.words.weight[None], dim=-1),
         "classes times a map": lambda m, x: torch.einsum("qc,bct->bqt", m.first(m.cube[:, 0, :4]), m.conv(x)[:, :6]),
         "shuffled pixels": lambda m, x: nn.PixelShuffle(2)(m.map(x[:, None])),
+        "a new axis at the end": lambda m, x: m.head(m.first(x.mean(1)))[..., None] * x[:1, :2, 0],
         "pixels of patches": lambda m, x: m.digits(x).view(-1, 5, 3, 7).permute(0, 3, 1, 2).reshape(-1, 7, 15),
     }  # fmt: skip
 
@@ -226,7 +230,7 @@ def test_the_units_of_a_layer_are_followed(way: str) -> None:
     try:  # without shapes, the answer is the same, or asked for
         bare = graphreg.regularize(model, z_loss={"strength": 1.0, "pattern": site})
     except RegularizerError as error:
-        assert str(error).endswith("is not known where the units of the layer that made it are. Give example_inputs, or axis=.")
+        assert str(error).endswith(f"{site}: {NOT_KNOWN} Give example_inputs, or axis=.")
     else:
         torch.testing.assert_close(bare(x).penalties["z_loss"], penalties["z_loss"])
 
@@ -241,7 +245,7 @@ class Written(Moved):
 
 def test_units_of_an_output_that_are_not_known_are_asked_for() -> None:
     model, x = Written(""), torch.randn(3, 5, 4)
-    with pytest.raises(RegularizerError, match="the forward moves the axes of this value, and it is not known where .* Give axis=.$"):
+    with pytest.raises(RegularizerError, match=f"written: {NOT_KNOWN} Give axis=.$"):
         graphreg.regularize(model, z_loss=1.0, example_inputs=x)
     penalty = graphreg.regularize(model, z_loss={"strength": 1.0, "axis": 1}, example_inputs=x)(x).penalties["z_loss"]
     torch.testing.assert_close(penalty, model(x).logsumexp(1).square().mean())
