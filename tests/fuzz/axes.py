@@ -74,6 +74,19 @@ def near_moved(found: Table, layers: set[str]) -> set[str]:
     return {value.names[0].text for value in there if value.names} if any(_base(value) in _MOVES for value in there) else set()
 
 
+def attended(found: Table) -> set[str]:
+    """The sites of products that read what a softmax has made, which may count as attention, and of what is computed from them."""
+    soft, products = set[int](), set[int]()
+    for key, value in found.values.items():
+        if value.node is None:
+            continue
+        if soft.intersection(value.node.reads) or _base(value) == "softmax":
+            soft.add(key)
+        if products.intersection(value.node.reads) or (key in soft and _base(value) in ("matmul", "bmm", "einsum")):
+            products.add(key)
+    return {value.names[0].text for key, value in found.values.items() if value.names and key in products}
+
+
 def behind(found: Table, kinds: set[str]) -> set[str]:
     """The sites whose values were computed by a layer of one of these classes, or from what one computed."""
     keys = set[int]()
@@ -131,4 +144,4 @@ def token_readers(found: Table) -> list[str]:
     return list(dict.fromkeys(path for path, read in reading if read == reading[0][1]))
 
 
-__all__ = ["RECURRENT", "behind", "convolved", "moved", "near_moved", "near_time_first", "token_readers"]
+__all__ = ["RECURRENT", "attended", "behind", "convolved", "moved", "near_moved", "near_time_first", "token_readers"]

@@ -239,7 +239,8 @@ class Maker:
         time_first = {path for path, module in modules.items() if isinstance(module, nn.RNNBase) and not module.batch_first}
         batch_first = {path for path, module in modules.items() if isinstance(module, nn.RNNBase) and module.batch_first}
         known.near = axes_of.near_time_first(train, time_first, dims)
-        known.near |= dict.fromkeys(site for site in axes_of.near_moved(train, batch_first) if site not in known.near)
+        untold = axes_of.near_moved(train, batch_first) | axes_of.attended(train)
+        known.near |= dict.fromkeys(site for site in untold if site not in known.near)
         return known
 
     def places(self) -> tuple[list[Place], bool]:
