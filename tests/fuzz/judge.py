@@ -234,7 +234,7 @@ class Judge:
             if sites != set(found.sites):
                 raise GraphRegError("whether a value that is only written counts as used is left open")
         counts = [reg.kind == "Contractive" and bool(reg.options.get("always")) for reg in case.regs]
-        if self.group.two_modes and any(counts) and (not all(counts) or case.own):
+        if self.group.two_modes and any(counts) and (not all(counts) or any(case.own.values())):
             raise GraphRegError("whether a call in a mode without the sites of always= counts is left open")
         own = sorted(edit.dropout.site.name for edit in plan.native_dropout)
         if own != sorted(case.own_sites):
